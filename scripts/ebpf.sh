@@ -1,0 +1,102 @@
+#!/bin/sh
+# Builds the kernel programs, and proves that the committed object is what the source gives.
+#
+#   scripts/ebpf.sh setup     install what building needs (Debian 12: rustc-web with library source, LLVM, bpf-linker)
+#   scripts/ebpf.sh build     build, and write shipper/ebpf/weir-shipper.bpf.o and shipper/ebpf/ebpf.lock
+#   scripts/ebpf.sh verify    build elsewhere; compare byte by byte if the versions are those of the lock, else warn
+#   scripts/ebpf.sh object F  build and write the object to F
+set -eu
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+object=$root/shipper/ebpf/weir-shipper.bpf.o
+lock=$root/shipper/ebpf/ebpf.lock
+linker_version=0.13.0
+export PATH="${BPF_LINKER_ROOT:-${CARGO_HOME:-$HOME/.cargo}}/bin:$PATH"
+# The compiler must have its own library source in its sysroot: Debian's rustc-web does, rustup's stable does not.
+rustc=${WEIR_EBPF_RUSTC:-/usr/bin/rustc}
+
+llvm_major() { "$rustc" -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p'; }
+
+setup() {
+    apt-get install -y --no-install-recommends rustc-web rust-web-src
+    major=$(llvm_major)
+    apt-get install -y --no-install-recommends "llvm-$major-dev"
+    if ! bpf-linker --version 2>/dev/null | grep -q " $linker_version\$"; then
+        LLVM_PREFIX=/usr/lib/llvm-$major cargo install bpf-linker --version "$linker_version" --locked \
+            --no-default-features --features "llvm-$major" ${BPF_LINKER_ROOT:+--root "$BPF_LINKER_ROOT"}
+    fi
+}
+
+# need COMMAND WHAT: fails with what to do
+need() {
+    command -v "$1" >/dev/null 2>&1 || { echo "$1 is missing ($2): run scripts/ebpf.sh setup" >&2; exit 1; }
+}
+
+# compile SOURCE_ROOT TARGET_DIR OUT: one object, stripped, the same bytes whatever the paths
+compile() {
+    need "$rustc" "a rustc with library source"
+    need bpf-linker "links BPF objects"
+    objcopy=/usr/lib/llvm-$(llvm_major)/bin/llvm-objcopy
+    need "$objcopy" "strips debug sections"
+    src=$(cd "$1" && pwd -P)
+    home=${CARGO_HOME:-$HOME/.cargo}
+    sep=$(printf '\037')
+    flags="--cfg=bpf_target_arch=\"x86_64\"${sep}-Ctarget-cpu=v3${sep}-Cdebuginfo=2${sep}-Clink-arg=--btf"
+    flags="$flags${sep}--remap-path-prefix=$src=/weir${sep}--remap-path-prefix=$home=/cargo"
+    # What an outer cargo sets for its own crates must not reach this build.
+    for name in $(env | sed -n 's/^\(CARGO_[A-Z0-9_]*\)=.*/\1/p'); do
+        [ "$name" = CARGO_HOME ] || unset "$name"
+    done
+    unset RUSTFLAGS RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER RUSTUP_TOOLCHAIN RUSTDOC TARGET HOST 2>/dev/null || true
+    (cd "$src/shipper-ebpf" && RUSTC=$rustc RUSTC_BOOTSTRAP=1 CARGO_ENCODED_RUSTFLAGS=$flags \
+        cargo build --quiet --release --locked -Zbuild-std=core --target bpfel-unknown-none \
+        --bin weir-shipper --target-dir "$2")
+    "$objcopy" --strip-debug "$2/bpfel-unknown-none/release/weir-shipper" "$3"
+}
+
+versions() {
+    echo "rustc = \"$("$rustc" --version)\""
+    echo "llvm = \"$("$rustc" -vV | sed -n 's/^LLVM version: //p')\""
+    echo "bpf-linker = \"$(bpf-linker --version | sed 's/^bpf-linker //')\""
+}
+
+case "${1:-}" in
+setup)
+    setup
+    ;;
+build)
+    mkdir -p "$root/shipper/ebpf"
+    compile "$root" "$root/target/ebpf" "$object"
+    {
+        echo "# Written by scripts/ebpf.sh build: what made weir-shipper.bpf.o, and its hash."
+        versions
+        echo "sha256 = \"$(sha256sum "$object" | cut -d' ' -f1)\""
+    } >"$lock"
+    cat "$lock"
+    ;;
+object)
+    compile "$root" "${WEIR_EBPF_TARGET:-$root/target/ebpf}" "$2"
+    ;;
+verify)
+    recorded=$(sed -n 's/^sha256 = "\(.*\)"/\1/p' "$lock")
+    [ "$(sha256sum "$object" | cut -d' ' -f1)" = "$recorded" ] ||
+        { echo "shipper/ebpf/weir-shipper.bpf.o is not the object that ebpf.lock records" >&2; exit 1; }
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    mkdir "$work/src"
+    cp -r "$root/shipper-ebpf" "$work/src/"
+    rm -rf "$work/src/shipper-ebpf/target"
+    compile "$work/src" "$work/target" "$work/built.o"
+    versions >"$work/versions"
+    if grep -v -e '^#' -e '^sha256' "$lock" | cmp -s - "$work/versions"; then
+        cmp "$object" "$work/built.o" && echo "the committed object is what the source gives"
+    else
+        echo "warning: other tools than ebpf.lock's; the source builds, its bytes were not compared:" >&2
+        grep -v -e '^#' -e '^sha256' "$lock" | diff - "$work/versions" >&2 || true
+    fi
+    ;;
+*)
+    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    exit 64
+    ;;
+esac

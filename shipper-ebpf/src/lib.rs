@@ -1,0 +1,360 @@
+//! The types that the kernel programs and the shipper share: map keys, map values, indices and flags.
+//!
+//! Every type is `repr(C)` without padding or `bool`, its size is asserted, and it is read by copy on both sides.
+//! A change of any of them is a change of [`LAYOUT`]. Addresses are 16 bytes, IPv4 as `::ffff:a.b.c.d`; ports are in
+//! host order; times are nanoseconds of `CLOCK_BOOTTIME`; bytes are IP bytes, from the IP header to the end.
+#![no_std]
+
+/// Version of the maps' layout. It is part of the name of the directory that the maps are pinned in.
+pub const LAYOUT: u32 = 1;
+
+/// `FlowKey::vantage`: seen by `cgroup_skb` at a socket.
+pub const VANTAGE_SOCKET: u8 = 0;
+/// `FlowKey::vantage`: seen by TC at a network interface.
+pub const VANTAGE_INTERFACE: u8 = 1;
+/// How many vantage points [`total_index`] has room for.
+pub const VANTAGES: u32 = 2;
+
+/// Direction of a packet as the local side sees it.
+pub const INGRESS: u32 = 0;
+/// See [`INGRESS`].
+pub const EGRESS: u32 = 1;
+
+/// Protocol classes of the totals: TCP, UDP, ICMP, `ICMPv6`, SCTP, other.
+pub const CLASSES: u32 = 6;
+/// Entries of the maps `TOTALS` and `OVERFLOW`: two halves of every vantage, class and direction.
+pub const TOTAL_ENTRIES: u32 = 2 * VANTAGES * CLASSES * 2;
+
+/// Class of an IANA protocol number.
+#[inline(always)]
+pub const fn class(protocol: u8) -> u32 {
+    match protocol {
+        6 => 0,
+        17 => 1,
+        1 => 2,
+        58 => 3,
+        132 => 4,
+        _ => 5,
+    }
+}
+
+/// Index in `TOTALS` and `OVERFLOW`. `interval` may be any interval number: its lowest bit selects the half.
+#[inline(always)]
+pub const fn total_index(interval: u64, vantage: u8, class: u32, direction: u32) -> u32 {
+    (((interval & 1) as u32 * VANTAGES + vantage as u32) * CLASSES + class) * 2 + direction
+}
+
+/// Slot of the map `INTERVAL` that holds the number of the interval being written.
+pub const INTERVAL_NOW: u32 = 0;
+/// Slot that holds a number drawn when the maps were made; it tells their intervals from those of earlier maps.
+pub const INTERVAL_NONCE: u32 = 1;
+/// Slot that holds the boot time at which the present interval began.
+pub const INTERVAL_BEGAN: u32 = 2;
+/// Entries of the map `INTERVAL`.
+pub const INTERVAL_ENTRIES: u32 = 4;
+
+/// Key of a flow: one socket's conversation with one peer.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FlowKey {
+    /// The socket's cookie; 0 where the kernel has none. Ports are reused faster than intervals end.
+    pub cookie: u64,
+    pub local: [u8; 16],
+    pub remote: [u8; 16],
+    /// TCP, UDP and SCTP: the port. ICMP: type, counterpart or code, by the convention of Community ID v1.
+    pub local_port: u16,
+    pub remote_port: u16,
+    /// IANA number. 255 with `family` 0 for what could not be parsed.
+    pub protocol: u8,
+    /// 4, 6, or 0 for what is not IP.
+    pub family: u8,
+    pub vantage: u8,
+    pub reserved: u8,
+}
+
+/// Packets and bytes of one direction.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Count {
+    /// Packets as they are on the wire: segments of a GSO or GRO packet each count.
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// What one flow did in one interval.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct FlowValue {
+    pub sent: Count,
+    pub received: Count,
+    pub first_ns: u64,
+    pub last_ns: u64,
+    /// Without a connection (all but TCP with a cookie): when the flow was first seen, by `META`. Else 0.
+    pub start_ns: u64,
+    /// cgroup of the socket, 0 while no packet has told it.
+    pub cgroup: u64,
+    /// TCP flags seen, by direction.
+    pub flags_sent: u32,
+    pub flags_received: u32,
+    /// Connections that this entry opened.
+    pub opened: u32,
+    /// Without a connection: direction of the flow's first packet plus one. Else 0.
+    pub first_direction: u32,
+    /// TCP state at the last packet, as the kernel numbers it; 0 for none.
+    pub state: u32,
+    /// Packets that carried a listener's cookie: handshakes on their way to a child.
+    pub listener: u32,
+    /// Smoothed round-trip time at the last packet and its maximum, in microseconds; 0 for none.
+    pub srtt_us: u32,
+    pub srtt_max_us: u32,
+    /// The kernel's windowed minimum; 0 for none.
+    pub rtt_min_us: u32,
+    /// Segments that the local side retransmitted.
+    pub retransmits: u32,
+    /// `total_retrans` at the last packet: spares a look-up while it does not move.
+    pub retransmits_cached: u32,
+    /// One of `END_*` once the connection has ended in this interval.
+    pub end: u32,
+    /// One of `ERROR_*` when it never came about.
+    pub error: u32,
+    pub reserved: u32,
+}
+
+/// How a connection ended (`FlowValue::end`, `Sock::end`).
+pub const END_CLOSED: u32 = 1;
+/// See [`END_CLOSED`]: the peer sent RST.
+pub const END_RESET: u32 = 2;
+/// See [`END_CLOSED`]: the local side sent RST, or gave up a connection that was being made.
+pub const END_ABORTED: u32 = 3;
+/// See [`END_CLOSED`]: retransmission gave up.
+pub const END_TIMED_OUT: u32 = 4;
+/// See [`END_CLOSED`]: the connection never came about; `error` says why.
+pub const END_FAILED: u32 = 5;
+
+/// Why a connection never came about (`FlowValue::error`): RST answered the SYN.
+pub const ERROR_REFUSED: u32 = 1;
+/// SYNs were repeated without an answer.
+pub const ERROR_TIMED_OUT: u32 = 2;
+/// The retransmission timer fired and nothing could be sent: the next hop has no link address.
+pub const ERROR_NO_NEIGHBOUR: u32 = 3;
+/// The local side gave up first.
+pub const ERROR_ABORTED: u32 = 4;
+
+/// `Sock::role`: seen for the first time in mid-connection.
+pub const ROLE_UNKNOWN: u32 = 0;
+/// It called connect.
+pub const ROLE_CLIENT: u32 = 1;
+/// It was accepted.
+pub const ROLE_SERVER: u32 = 2;
+/// It listens.
+pub const ROLE_LISTENER: u32 = 3;
+/// A client that is older than the shipper, told by the listening sockets.
+pub const ROLE_ADOPTED_CLIENT: u32 = 4;
+/// A server that is older than the shipper, told by the listening sockets.
+pub const ROLE_ADOPTED_SERVER: u32 = 5;
+
+/// `Sock::rst`: the peer sent RST.
+pub const RST_RECEIVED: u32 = 1;
+/// `Sock::rst`: the local side sent RST.
+pub const RST_SENT: u32 = 2;
+
+/// What is known of a socket for as long as it lives, by cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Sock {
+    /// The socket's own view of the connection, cookie included.
+    pub key: FlowKey,
+    /// First sight of the connection. Fixed once: flow ids are made from it.
+    pub start_ns: u64,
+    pub connect_ns: u64,
+    pub established_ns: u64,
+    /// When it ended; 0 while it lives.
+    pub closed_ns: u64,
+    /// When an interval last began to count it.
+    pub touched_ns: u64,
+    /// Network namespace cookie, 0 where the kernel does not tell.
+    pub netns: u64,
+    /// cgroup of the socket.
+    pub cgroup: u64,
+    /// cgroup of the process.
+    pub owner_cgroup: u64,
+    /// When the owner was recorded.
+    pub owner_ns: u64,
+    pub role: u32,
+    /// Connections made that no entry has counted as opened yet.
+    pub pending: u32,
+    /// `total_retrans` that has been accounted for.
+    pub retransmits_seen: u32,
+    /// Calls of the retransmission timer, and segments that it sent.
+    pub timeouts: u32,
+    pub retransmits: u32,
+    pub rst: u32,
+    pub end: u32,
+    pub error: u32,
+    /// Process and thread that own the socket; 0 for unknown.
+    pub pid: u32,
+    pub tid: u32,
+    pub comm: [u8; 16],
+    pub protocol: u32,
+    pub reserved: u32,
+}
+
+/// What is known of a flow without a connection, by its key.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Meta {
+    pub start_ns: u64,
+    pub touched_ns: u64,
+    /// Direction of the first packet, plus one.
+    pub first_direction: u32,
+    pub reserved: u32,
+}
+
+/// One cell of `TOTALS` and `OVERFLOW`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Total {
+    pub packets: u64,
+    pub bytes: u64,
+    pub opened: u64,
+}
+
+/// Longest cgroup path kept by the kernel side, its NUL included.
+pub const CGROUP_PATH_MAX: usize = 256;
+
+/// Path of a cgroup that was made while the programs ran.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct CgroupPath {
+    pub made_ns: u64,
+    /// Bytes of `path`, NUL included; negative when it could not be read.
+    pub len: i32,
+    pub reserved: u32,
+    pub path: [u8; CGROUP_PATH_MAX],
+}
+
+/// Indices of the map `COUNTERS`, with the name that each has in metrics.
+pub const COUNTER_NAMES: [&str; 8] = [
+    "parse_failed",
+    "flows_full",
+    "socks_full",
+    "meta_full",
+    "cgroups_full",
+    "raw_copies",
+    "tail_call_failed",
+    "no_interval",
+];
+/// A header was cut short or is not IP. The packet is counted, without ports.
+pub const COUNTER_PARSE_FAILED: u32 = 0;
+/// A flow did not fit; its packet went to `OVERFLOW`. Counts packets.
+pub const COUNTER_FLOWS_FULL: u32 = 1;
+/// A socket did not fit into `SOCKS`.
+pub const COUNTER_SOCKS_FULL: u32 = 2;
+/// A flow without connection did not fit into `META`.
+pub const COUNTER_META_FULL: u32 = 3;
+/// A cgroup's path did not fit into `CGROUPS`.
+pub const COUNTER_CGROUPS_FULL: u32 = 4;
+/// A raw socket's copy of a packet that its owner receives too. Not counted anywhere else.
+pub const COUNTER_RAW_COPIES: u32 = 5;
+/// A tracepoint fired while no program was behind its dispatcher.
+pub const COUNTER_TAIL_CALL_FAILED: u32 = 6;
+/// The map `INTERVAL` had no entry; cannot happen.
+pub const COUNTER_NO_INTERVAL: u32 = 7;
+/// Entries of the map `COUNTERS`.
+pub const COUNTER_ENTRIES: u32 = 32;
+
+impl FlowKey {
+    /// All zero.
+    pub const ZERO: Self = Self {
+        cookie: 0,
+        local: [0; 16],
+        remote: [0; 16],
+        local_port: 0,
+        remote_port: 0,
+        protocol: 0,
+        family: 0,
+        vantage: 0,
+        reserved: 0,
+    };
+}
+
+impl FlowValue {
+    /// All zero.
+    pub const ZERO: Self = Self {
+        sent: Count { packets: 0, bytes: 0 },
+        received: Count { packets: 0, bytes: 0 },
+        first_ns: 0,
+        last_ns: 0,
+        start_ns: 0,
+        cgroup: 0,
+        flags_sent: 0,
+        flags_received: 0,
+        opened: 0,
+        first_direction: 0,
+        state: 0,
+        listener: 0,
+        srtt_us: 0,
+        srtt_max_us: 0,
+        rtt_min_us: 0,
+        retransmits: 0,
+        retransmits_cached: 0,
+        end: 0,
+        error: 0,
+        reserved: 0,
+    };
+}
+
+impl Sock {
+    /// All zero.
+    pub const ZERO: Self = Self {
+        key: FlowKey::ZERO,
+        start_ns: 0,
+        connect_ns: 0,
+        established_ns: 0,
+        closed_ns: 0,
+        touched_ns: 0,
+        netns: 0,
+        cgroup: 0,
+        owner_cgroup: 0,
+        owner_ns: 0,
+        role: 0,
+        pending: 0,
+        retransmits_seen: 0,
+        timeouts: 0,
+        retransmits: 0,
+        rst: 0,
+        end: 0,
+        error: 0,
+        pid: 0,
+        tid: 0,
+        comm: [0; 16],
+        protocol: 0,
+        reserved: 0,
+    };
+}
+
+const _: () = {
+    assert!(size_of::<FlowKey>() == 48);
+    assert!(size_of::<FlowValue>() == 120);
+    assert!(size_of::<Sock>() == 184);
+    assert!(size_of::<Meta>() == 24);
+    assert!(size_of::<Total>() == 24);
+    assert!(size_of::<CgroupPath>() == 16 + CGROUP_PATH_MAX);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: each type is repr(C), has no padding (the sizes above are the sums of their fields) and is valid for
+    // every bit pattern.
+    unsafe impl aya::Pod for super::FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FlowValue {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Sock {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Meta {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Total {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::CgroupPath {}
+}

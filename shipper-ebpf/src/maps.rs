@@ -1,0 +1,145 @@
+//! The pinned maps, the frozen globals, and the few ways in which the programs touch them.
+//!
+//! The shipper owns the maps' life: it sizes, pins, drains and prunes them.
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, ProgramArray},
+};
+use weir_shipper_ebpf::{
+    COUNTER_ENTRIES, COUNTER_NO_INTERVAL, COUNTER_SOCKS_FULL, CgroupPath, FlowKey, FlowValue, INTERVAL_ENTRIES,
+    INTERVAL_NOW, Meta, Sock, TOTAL_ENTRIES, Total, total_index,
+};
+
+use crate::atomic::{add, add32};
+
+// The entries below are defaults; the shipper sets its own (EbpfLoader::map_max_entries).
+#[map]
+pub static FLOWS_A: HashMap<FlowKey, FlowValue> = HashMap::pinned(131_072, 0);
+#[map]
+pub static FLOWS_B: HashMap<FlowKey, FlowValue> = HashMap::pinned(131_072, 0);
+#[map]
+pub static INTERVAL: Array<u64> = Array::pinned(INTERVAL_ENTRIES, 0);
+#[map]
+pub static TOTALS: PerCpuArray<Total> = PerCpuArray::pinned(TOTAL_ENTRIES, 0);
+#[map]
+pub static OVERFLOW: PerCpuArray<Total> = PerCpuArray::pinned(TOTAL_ENTRIES, 0);
+#[map]
+pub static SOCKS: HashMap<u64, Sock> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static META: HashMap<FlowKey, Meta> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static CGROUPS: HashMap<u64, CgroupPath> = HashMap::pinned(16_384, BPF_F_NO_PREALLOC);
+#[map]
+pub static CGROUP_SCRATCH: PerCpuArray<CgroupPath> = PerCpuArray::pinned(1, 0);
+#[map]
+pub static COUNTERS: Array<u64> = Array::pinned(COUNTER_ENTRIES, 0);
+
+// A program array belongs to the prototype of one tracepoint: one array each.
+#[map]
+pub static PROG_SEND: ProgramArray = ProgramArray::pinned(1, 0);
+#[map]
+pub static PROG_RECV: ProgramArray = ProgramArray::pinned(1, 0);
+#[map]
+pub static PROG_STATE: ProgramArray = ProgramArray::pinned(1, 0);
+#[map]
+pub static PROG_MKDIR: ProgramArray = ProgramArray::pinned(1, 0);
+
+/// 1 where `sock_ops` may ask for the network namespace's cookie (kernel 5.15). A helper that the kernel lacks is dead
+/// code to the verifier behind a frozen 0.
+#[unsafe(no_mangle)]
+pub static HAS_SOCKOPS_NETNS: Global<u32> = Global::new(0);
+/// 1 where `sock_ops` may ask for the current process (kernel 6.10).
+#[unsafe(no_mangle)]
+pub static HAS_SOCKOPS_CURRENT: Global<u32> = Global::new(0);
+/// Offsets from the kernel's BTF, for the path of a new cgroup: `cgroup.kn`, `kernfs_node.id`, `cgroup.root`,
+/// `cgroup_root.hierarchy_id`.
+#[unsafe(no_mangle)]
+pub static OFF_CGROUP_KN: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static OFF_KN_ID: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static OFF_CGROUP_ROOT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static OFF_ROOT_HIERARCHY: Global<u32> = Global::new(0);
+
+// What new entries start as. In .rodata, because 184 bytes are a third of a program's stack.
+static FLOW_ZERO: FlowValue = FlowValue::ZERO;
+static SOCK_ZERO: Sock = Sock::ZERO;
+
+/// Adds one to an entry of `COUNTERS`.
+#[inline(always)]
+pub fn count(counter: u32) {
+    if let Some(entry) = COUNTERS.get_ptr_mut(counter) {
+        add(entry, 1);
+    }
+}
+
+/// Number of the interval being written. A program reads it once per run: map, totals and overflow of one packet
+/// belong to the same interval.
+#[inline(always)]
+pub fn interval() -> u64 {
+    match INTERVAL.get_ptr(INTERVAL_NOW) {
+        // SAFETY: the pointer is into the map. Volatile, because the shipper writes it.
+        Some(entry) => unsafe { core::ptr::read_volatile(entry) },
+        None => {
+            count(COUNTER_NO_INTERVAL);
+            0
+        }
+    }
+}
+
+/// The flow's entry in the interval's map, if there is one.
+#[inline(always)]
+pub fn flow(interval: u64, key: &FlowKey) -> Option<*mut FlowValue> {
+    if interval & 1 == 0 { FLOWS_A.get_ptr_mut(key) } else { FLOWS_B.get_ptr_mut(key) }
+}
+
+/// Makes the flow's entry and returns it; `None` when the map is full.
+#[inline(always)]
+pub fn flow_new(interval: u64, key: &FlowKey) -> Option<*mut FlowValue> {
+    // Another CPU may have been faster: that is the entry that both add to.
+    if interval & 1 == 0 {
+        let _exists = FLOWS_A.insert(key, &FLOW_ZERO, u64::from(BPF_NOEXIST));
+        FLOWS_A.get_ptr_mut(key)
+    } else {
+        let _exists = FLOWS_B.insert(key, &FLOW_ZERO, u64::from(BPF_NOEXIST));
+        FLOWS_B.get_ptr_mut(key)
+    }
+}
+
+/// Adds opened connections to a flow's entry, or to the overflow where it has none.
+#[inline(always)]
+pub fn opened(interval: u64, flow: Option<*mut FlowValue>, vantage: u8, class: u32, direction: u32, opened: u32) {
+    if opened == 0 {
+        return;
+    }
+    match flow {
+        // SAFETY: the pointer is into the map.
+        Some(flow) => unsafe { add32(&raw mut (*flow).opened, opened) },
+        None => {
+            if let Some(total) = OVERFLOW.get_ptr_mut(total_index(interval, vantage, class, direction)) {
+                // SAFETY: the pointer is into the map.
+                unsafe { add(&raw mut (*total).opened, u64::from(opened)) }
+            }
+        }
+    }
+}
+
+/// The socket's entry, made when it is missing. `true` says that this call made it.
+#[inline(always)]
+pub fn sock(cookie: u64) -> Option<(*mut Sock, bool)> {
+    if let Some(sock) = SOCKS.get_ptr_mut(cookie) {
+        return Some((sock, false));
+    }
+    let made = SOCKS.insert(cookie, &SOCK_ZERO, u64::from(BPF_NOEXIST)).is_ok();
+    match SOCKS.get_ptr_mut(cookie) {
+        Some(sock) => Some((sock, made)),
+        None => {
+            count(COUNTER_SOCKS_FULL);
+            None
+        }
+    }
+}
