@@ -12,6 +12,7 @@
     clippy::needless_pass_by_value,
     clippy::uninlined_format_args,
     unreachable_pub,
+    unused_qualifications,
     reason = "generated code"
 )]
 pub mod v1 {

@@ -179,6 +179,13 @@ impl Shared {
         segments.drain(..count).map(|segment| info(&segment)).collect()
     }
 
+    pub(super) fn take_sealed(&self, first_position: u64) -> Option<SegmentInfo> {
+        let mut segments = self.lock();
+        let sealed = segments.len().saturating_sub(1);
+        let index = segments[..sealed].iter().position(|segment| segment.first_position == first_position)?;
+        Some(info(&segments.remove(index)))
+    }
+
     pub(super) fn first_position(&self) -> Option<u64> {
         self.lock().first().map(|segment| segment.first_position)
     }

@@ -260,6 +260,16 @@ impl Log {
         Ok(freed)
     }
 
+    /// Unlinks one sealed segment, wherever it stands. Its positions then answer [`LogError::Damaged`] as missing, also
+    /// to the next [`Log::open`], so the owner notes beforehand what it gives up. Returns the bytes freed: 0 if no
+    /// sealed segment begins there.
+    pub fn remove_segment(&mut self, first_position: u64) -> Result<u64, LogError> {
+        let Some(segment) = self.shared.take_sealed(first_position) else { return Ok(0) };
+        fs::remove_file(&segment.path).map_err(FileError::at("remove", &segment.path))?;
+        sync_dir(&self.dir)?;
+        Ok(segment.bytes)
+    }
+
     /// The checkpoint with which the active segment begins.
     pub fn checkpoint(&self) -> Option<&[u8]> {
         self.active.as_ref().map(|active| active.checkpoint.as_slice())
