@@ -1,7 +1,6 @@
 //! The segmented log against a small model, and against damage done to its files.
 #![expect(clippy::unwrap_used, reason = "tests panic where they fail")]
 
-
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;

@@ -9,9 +9,6 @@
     clippy::all,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
-    clippy::needless_pass_by_value,
-    clippy::uninlined_format_args,
-    unreachable_pub,
     unused_qualifications,
     reason = "generated code"
 )]
