@@ -1,1 +1,7 @@
-//! Placeholder.
+//! What Weir's tests on real kernels, servers and faults share. Each test file has its own topic; sizes stand in
+//! [`scale`].
+
+#![expect(clippy::unwrap_used, reason = "test helpers panic with what failed")]
+
+pub mod process;
+pub mod scale;
