@@ -1,0 +1,99 @@
+//! `weir observe`: events of a running aggregator, through its Observe service. Also the connection that `up` uses.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use tonic::Streaming;
+use tonic::transport::Endpoint;
+use weir_common::exit;
+use weir_proto::v1::observe_client::ObserveClient;
+use weir_proto::v1::{ObserveReply, ObserveRequest};
+
+use crate::arguments::{Observe, Output};
+use crate::screen::{self, Screen};
+
+pub(crate) fn run(arguments: &Observe) -> anyhow::Result<u8> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(watch(arguments))
+}
+
+/// Opens a stream of events.
+pub(crate) async fn connect(aggregator: SocketAddr, request: ObserveRequest) -> anyhow::Result<Streaming<ObserveReply>> {
+    let channel = Endpoint::from_shared(format!("http://{aggregator}"))?
+        .connect_timeout(Duration::from_secs(5))
+        .connect()
+        .await
+        .with_context(|| format!("connect to the aggregator at {aggregator}"))?;
+    let reply = ObserveClient::new(channel)
+        .max_decoding_message_size(REPLY_BYTES_MAX)
+        .observe(request)
+        .await
+        .map_err(|status| anyhow::anyhow!("{}", status.message()))
+        .with_context(|| format!("observe the aggregator at {aggregator}"))?;
+    Ok(reply.into_inner())
+}
+
+async fn watch(arguments: &Observe) -> anyhow::Result<u8> {
+    let Observe { aggregator, last, follow, kind, output } = arguments;
+    let request = ObserveRequest { kinds: kind.clone(), last: *last, follow: *follow };
+    let mut replies = connect(*aggregator, request).await?;
+    let mut screen = Screen::new();
+    loop {
+        let reply = tokio::select! {
+            reply = replies.message() => reply,
+            signal = tokio::signal::ctrl_c() => { signal?; break }
+        };
+        let Some(reply) = reply.map_err(|status| anyhow::anyhow!("the aggregator ended the stream: {}", status.message()))?
+        else {
+            break;
+        };
+        match show(&mut screen, &reply, *output) {
+            Err(error) if screen::is_closed(&error) => break,
+            result => result?,
+        }
+    }
+    Ok(exit::OK)
+}
+
+fn show(screen: &mut Screen, reply: &ObserveReply, output: Output) -> std::io::Result<()> {
+    let style = screen.style();
+    let mut lines = Vec::with_capacity(reply.events.len() + 1);
+    for event in &reply.events {
+        lines.push(match output {
+            Output::Json => with_kind(&event.kind, &event.json),
+            Output::Compact => match serde_json::from_str(&event.json) {
+                Ok(value) => style.line(&event.kind, &value),
+                Err(_) => format!("{} {}", event.kind, event.json),
+            },
+        });
+    }
+    screen.lines(lines.iter().map(String::as_str))?;
+    if reply.missed > 0 {
+        // Not among the events: a JSON reader must be able to trust each line.
+        eprintln!("weir: {} events passed by faster than they could be shown", reply.missed);
+    }
+    Ok(())
+}
+
+/// The event with its kind as the first member, so that a line says all by itself.
+fn with_kind(kind: &str, json: &str) -> String {
+    match json.strip_prefix('{') {
+        Some(rest) if rest.trim_start() == "}" => format!("{{\"kind\":\"{kind}\"}}"),
+        Some(rest) => format!("{{\"kind\":\"{kind}\",{rest}"),
+        None => json.to_owned(),
+    }
+}
+
+/// Ten thousand events of a kilobyte each, with room.
+const REPLY_BYTES_MAX: usize = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_stands_in_the_json() {
+        assert_eq!(with_kind("flow", r#"{"a":1}"#), r#"{"kind":"flow","a":1}"#);
+        assert_eq!(with_kind("loss", "{}"), r#"{"kind":"loss"}"#);
+    }
+}

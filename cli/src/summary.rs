@@ -1,0 +1,95 @@
+//! What `weir up` says at its end: DuckDB's answers from the Parquet files that were just written, and how to ask again.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::Context;
+
+use crate::duckdb;
+
+/// Writes the script that computes the summary of what was recorded since `since` (RFC 3339, UTC) to `script`, runs it
+/// and prints it. A missing DuckDB is no error: the script says how to go on by hand.
+pub(crate) fn print(data: &Path, since: &str, script: &Path) -> anyhow::Result<()> {
+    if !has_parquet(data) {
+        println!("\nNothing was recorded: there is no Parquet file in {}.", data.display());
+        return Ok(());
+    }
+    let sql = sql(data, since);
+    fs::write(script, &sql).with_context(|| format!("write {}", script.display()))?;
+    let Some(program) = duckdb::find() else {
+        println!("\nDuckDB is not here, so there is no summary. Get it with `make setup` or `pip install duckdb-cli`, then:");
+        println!("\n  duckdb -box < {}\n\n{sql}", duckdb::shell(script));
+        return Ok(());
+    };
+    println!();
+    // `-init /dev/null`: somebody's ~/.duckdbrc must not change the answer.
+    let status = Command::new(&program)
+        .args(["-init", "/dev/null", "-box"])
+        .stdin(File::open(script).with_context(|| format!("open {}", script.display()))?)
+        .stdout(Stdio::inherit())
+        .status()
+        .with_context(|| format!("start {}", program.display()))?;
+    anyhow::ensure!(status.success(), "{} < {} failed: {status}", program.display(), script.display());
+    println!("\nTo ask again: {} -box < {}\n\n{sql}", duckdb::shell(&program), duckdb::shell(script));
+    Ok(())
+}
+
+/// The script; each statement after the view answers one question.
+fn sql(data: &Path, since: &str) -> String {
+    let glob = duckdb::literal(&data.join("**/*.parquet").display().to_string());
+    format!(
+        "\
+SET TimeZone = 'UTC';
+CREATE TEMP VIEW flow AS
+  SELECT *, coalesce(if(reporter = 'source', src_process, dst_process), '?')
+            || if(coalesce(src_cgroup, dst_cgroup, '') LIKE '%/weir-demo-%', ' (demo)', '') AS process
+  FROM read_parquet({glob}, hive_partitioning = true, union_by_name = true)
+  WHERE kind = 'flow' AND \"primary\" AND end_time >= TIMESTAMPTZ '{since}';
+
+.print Top talkers
+SELECT process, if(reporter = 'source', 'to ' || dst_ip, 'from ' || src_ip) AS peer, dst_port AS port, protocol,
+       sum(opened)::BIGINT AS connections,
+       formatReadableSize(sum(if(reporter = 'source', src_bytes, dst_bytes))::BIGINT) AS sent,
+       formatReadableSize(sum(if(reporter = 'source', dst_bytes, src_bytes))::BIGINT) AS received
+FROM flow GROUP BY ALL ORDER BY sum(src_bytes + dst_bytes) DESC, ALL LIMIT 10;
+
+.print
+.print Bytes by protocol
+SELECT protocol, sum(opened)::BIGINT AS connections, sum(src_packets + dst_packets)::BIGINT AS packets,
+       formatReadableSize(sum(src_bytes + dst_bytes)::BIGINT) AS bytes
+FROM flow GROUP BY protocol ORDER BY sum(src_bytes + dst_bytes) DESC;
+
+.print
+.print Failed connections
+SELECT process, dst_ip, dst_port, connect_error, count(*) AS times, max(end_time) AS last
+FROM flow WHERE connect_error IS NOT NULL GROUP BY ALL ORDER BY times DESC, last LIMIT 10;
+"
+    )
+}
+
+/// Whether any file below the folder would match the glob.
+fn has_parquet(folder: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(folder) else { return false };
+    entries.flatten().any(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => has_parquet(&entry.path()),
+        Ok(_) => entry.path().extension().is_some_and(|extension| extension == "parquet"),
+        Err(_) => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parquet_files_are_found_at_any_depth() {
+        let data = tempfile::tempdir().unwrap();
+        assert!(!has_parquet(data.path()));
+        fs::create_dir_all(data.path().join("kind=flow/hour=01")).unwrap();
+        fs::write(data.path().join("kind=flow/hour=01/a.parquet.tmp"), "").unwrap();
+        assert!(!has_parquet(data.path()));
+        fs::write(data.path().join("kind=flow/hour=01/a.parquet"), "").unwrap();
+        assert!(has_parquet(data.path()));
+    }
+}
