@@ -43,11 +43,9 @@ fn record(cgroup: *const u8, path: *const u8) -> Result<(), i32> {
         let scratch = CGROUP_SCRATCH.get_ptr_mut(0).ok_or(0)?;
         (*scratch).made_ns = bpf_ktime_get_boot_ns();
         (*scratch).reserved = 0;
-        (*scratch).len = bpf_probe_read_kernel_str(
-            (&raw mut (*scratch).path).cast(),
-            CGROUP_PATH_MAX as u32,
-            path.cast(),
-        ) as i32;
+        (*scratch).len =
+            bpf_probe_read_kernel_str((&raw mut (*scratch).path).cast(), CGROUP_PATH_MAX as u32, path.cast())
+                as i32;
         if CGROUPS.insert(id, &*scratch, 0).is_err() {
             count(COUNTER_CGROUPS_FULL);
         }

@@ -39,7 +39,14 @@ pub fn closed(sock: *mut Sock, old: u32, now: u64) {
         if entry.is_none() {
             entry = flow_new(interval, &key);
         }
-        opened(interval, entry, VANTAGE_SOCKET, class(key.protocol), EGRESS, take32(&raw mut (*sock).pending));
+        opened(
+            interval,
+            entry,
+            VANTAGE_SOCKET,
+            class(key.protocol),
+            EGRESS,
+            take32(&raw mut (*sock).pending),
+        );
         if let Some(entry) = entry {
             (*entry).end = end;
             (*entry).error = error;

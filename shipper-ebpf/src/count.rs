@@ -6,13 +6,15 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, BPF_NOEXIST, bpf_tcp_sock},
-    helpers::{bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_tcp_sock},
+    helpers::{
+        bpf_get_socket_cookie, bpf_ktime_get_boot_ns, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_tcp_sock,
+    },
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
 use weir_shipper_ebpf::{
-    COUNTER_FLOWS_FULL, COUNTER_META_FULL, COUNTER_RAW_COPIES, EGRESS, END_ABORTED, FlowKey, FlowValue, INGRESS, Meta,
-    RST_RECEIVED, RST_SENT, VANTAGE_SOCKET, class, total_index,
+    COUNTER_FLOWS_FULL, COUNTER_META_FULL, COUNTER_RAW_COPIES, EGRESS, END_ABORTED, FlowKey, FlowValue,
+    INGRESS, Meta, RST_RECEIVED, RST_SENT, VANTAGE_SOCKET, class, total_index,
 };
 
 use crate::{

@@ -48,7 +48,7 @@ pub const fn total_index(interval: u64, vantage: u8, class: u32, direction: u32)
 pub const INTERVAL_NOW: u32 = 0;
 /// Slot that holds a number drawn when the maps were made; it tells their intervals from those of earlier maps.
 pub const INTERVAL_NONCE: u32 = 1;
-/// Slot that holds the boot time at which the present interval began.
+/// The first of two slots that hold the boot time at which an interval began: the slot is this plus its parity.
 pub const INTERVAL_BEGAN: u32 = 2;
 /// Entries of the map `INTERVAL`.
 pub const INTERVAL_ENTRIES: u32 = 4;

@@ -9,8 +9,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, ProgramArray},
 };
 use weir_shipper_ebpf::{
-    COUNTER_ENTRIES, COUNTER_NO_INTERVAL, COUNTER_SOCKS_FULL, CgroupPath, FlowKey, FlowValue, INTERVAL_ENTRIES,
-    INTERVAL_NOW, Meta, Sock, TOTAL_ENTRIES, Total, total_index,
+    COUNTER_ENTRIES, COUNTER_NO_INTERVAL, COUNTER_SOCKS_FULL, CgroupPath, FlowKey, FlowValue,
+    INTERVAL_ENTRIES, INTERVAL_NOW, Meta, Sock, TOTAL_ENTRIES, Total, total_index,
 };
 
 use crate::atomic::{add, add32};
@@ -112,7 +112,14 @@ pub fn flow_new(interval: u64, key: &FlowKey) -> Option<*mut FlowValue> {
 
 /// Adds opened connections to a flow's entry, or to the overflow where it has none.
 #[inline(always)]
-pub fn opened(interval: u64, flow: Option<*mut FlowValue>, vantage: u8, class: u32, direction: u32, opened: u32) {
+pub fn opened(
+    interval: u64,
+    flow: Option<*mut FlowValue>,
+    vantage: u8,
+    class: u32,
+    direction: u32,
+    opened: u32,
+) {
     if opened == 0 {
         return;
     }

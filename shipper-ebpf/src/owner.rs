@@ -85,7 +85,8 @@ pub fn released(ctx: SockContext) -> i32 {
     unsafe {
         let cookie = bpf_get_socket_cookie(ctx.as_ptr());
         if let Some(sock) = SOCKS.get_ptr_mut(cookie) {
-            let idle = (*sock).role == ROLE_LISTENER || ((*sock).role == ROLE_UNKNOWN && (*sock).start_ns == 0);
+            let idle =
+                (*sock).role == ROLE_LISTENER || ((*sock).role == ROLE_UNKNOWN && (*sock).start_ns == 0);
             if (*sock).closed_ns == 0 && ((*sock).protocol != u32::from(TCP) || idle) {
                 (*sock).closed_ns = bpf_ktime_get_boot_ns();
             }

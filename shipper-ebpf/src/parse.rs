@@ -75,7 +75,8 @@ pub fn parse(skb: *mut __sk_buff, l3: u32, egress: bool, key: &mut FlowKey) -> P
             key.local[11] = 0xff;
             key.remote[10] = 0xff;
             key.remote[11] = 0xff;
-            let (local, remote) = if egress { (ip.source, ip.destination) } else { (ip.destination, ip.source) };
+            let (local, remote) =
+                if egress { (ip.source, ip.destination) } else { (ip.destination, ip.source) };
             key.local[12..16].copy_from_slice(&local);
             key.remote[12..16].copy_from_slice(&remote);
             fragment = u16::from_be_bytes(ip.fragment) & 0x1fff != 0;

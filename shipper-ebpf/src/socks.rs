@@ -10,14 +10,16 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SockOpsContext},
 };
 use weir_shipper_ebpf::{
-    COUNTER_TAIL_CALL_FAILED, FlowKey, INGRESS, ROLE_CLIENT, ROLE_LISTENER, ROLE_SERVER, Sock, VANTAGE_SOCKET, class,
+    COUNTER_TAIL_CALL_FAILED, FlowKey, INGRESS, ROLE_CLIENT, ROLE_LISTENER, ROLE_SERVER, Sock,
+    VANTAGE_SOCKET, class,
 };
 
 use crate::{
     atomic::{add32, take32},
     close::{CLOSE, closed},
     maps::{
-        HAS_SOCKOPS_CURRENT, HAS_SOCKOPS_NETNS, PROG_STATE, SOCKS, count, flow, flow_new, interval, opened, sock,
+        HAS_SOCKOPS_CURRENT, HAS_SOCKOPS_NETNS, PROG_STATE, SOCKS, count, flow, flow_new, interval, opened,
+        sock,
     },
     owner,
     parse::TCP,
@@ -34,6 +36,13 @@ const LISTEN: u32 = 11;
 /// RTO, RETRANS and STATE. Not RTT: it fires on every acknowledgement.
 const CALLBACKS: i32 = 7;
 const AF_INET6: u32 = 10;
+
+/// A word of the context, by itself.
+macro_rules! word {
+    ($place:expr) => {
+        core::ptr::read_volatile(&raw const $place)
+    };
+}
 
 #[sock_ops]
 pub fn sock_events(ctx: SockOpsContext) -> u32 {
@@ -146,16 +155,31 @@ fn own_key(ctx: &SockOpsContext, cookie: u64) -> FlowKey {
     key.protocol = TCP;
     key.vantage = VANTAGE_SOCKET;
     key.local_port = ctx.local_port() as u16;
-    // SAFETY: fields of the context.
-    key.remote_port = u32::from_be(unsafe { (*ops).remote_port }) as u16;
-    let (local, remote) = if ctx.family() == AF_INET6 {
-        (ctx.local_ip6(), ctx.remote_ip6())
-    } else {
-        let mapped = u32::to_be(0xffff);
-        ([0, 0, mapped, ctx.local_ip4()], [0, 0, mapped, ctx.remote_ip4()])
+    let mapped = u32::to_be(0xffff);
+    // SAFETY: fields of the context. Each is read by itself, at a constant offset: the verifier refuses a pointer into
+    // the context that has been moved, which is what LLVM makes of copied arrays.
+    let (local, remote) = unsafe {
+        key.remote_port = u32::from_be(word!((*ops).remote_port)) as u16;
+        if ctx.family() == AF_INET6 {
+            (
+                [
+                    word!((*ops).local_ip6[0]),
+                    word!((*ops).local_ip6[1]),
+                    word!((*ops).local_ip6[2]),
+                    word!((*ops).local_ip6[3]),
+                ],
+                [
+                    word!((*ops).remote_ip6[0]),
+                    word!((*ops).remote_ip6[1]),
+                    word!((*ops).remote_ip6[2]),
+                    word!((*ops).remote_ip6[3]),
+                ],
+            )
+        } else {
+            ([0, 0, mapped, word!((*ops).local_ip4)], [0, 0, mapped, word!((*ops).remote_ip4)])
+        }
     };
-    let ipv4 = remote[0] == 0 && remote[1] == 0 && remote[2] == u32::to_be(0xffff);
-    key.family = if ipv4 { 4 } else { 6 };
+    key.family = if remote[0] == 0 && remote[1] == 0 && remote[2] == mapped { 4 } else { 6 };
     for word in 0..4 {
         key.local[word * 4..word * 4 + 4].copy_from_slice(&local[word].to_ne_bytes());
         key.remote[word * 4..word * 4 + 4].copy_from_slice(&remote[word].to_ne_bytes());

@@ -1,0 +1,318 @@
+//! From the kernel's entries of one interval to oriented flow records.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use foldhash::fast::FixedState;
+use weir_common::id::flow_id;
+use weir_schema::values::{ConnectError, EndReason, Orientation, Reporter, TcpState, Vantage};
+use weir_shipper_ebpf::{
+    EGRESS, FlowKey, FlowValue, ROLE_ADOPTED_CLIENT, ROLE_ADOPTED_SERVER, ROLE_CLIENT, ROLE_SERVER, Sock,
+    Total, VANTAGE_INTERFACE,
+};
+
+use super::{
+    clock::Clock,
+    identity::{Identities, Owner},
+    merge::{Entry, Socks, is_connection, merge},
+    record::{FlowRecord, NatTuple},
+};
+
+const TCP: u8 = 6;
+const FLAG_SYN: u32 = 2;
+const FLAG_RST: u32 = 4;
+
+/// One drained interval.
+pub(crate) struct Interval {
+    pub number: u64,
+    /// Boot times of its beginning and its end.
+    pub began_ns: u64,
+    pub ended_ns: u64,
+    pub flows: Vec<(FlowKey, FlowValue)>,
+    pub overflow: Vec<OverflowCell>,
+    pub socks: Vec<(u64, Sock)>,
+}
+
+/// What the flow map could not take, of one protocol class.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OverflowCell {
+    /// Number of the class's protocol; 255 for all others.
+    pub protocol: u8,
+    pub ingress: Total,
+    pub egress: Total,
+}
+
+/// What is known of a socket that is older than the programs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Adopted {
+    /// One of `ROLE_ADOPTED_*`, or `ROLE_LISTENER`.
+    pub role: u32,
+    pub owner: Option<Owner>,
+}
+
+/// Makes records. Keeps what outlives an interval: names, the clock, the sockets that were there before.
+pub(crate) struct Builder {
+    boot: u64,
+    pub clock: Clock,
+    pub identities: Identities,
+    pub adopted: HashMap<u64, Adopted, FixedState>,
+}
+
+impl Builder {
+    /// `boot` is the node's boot id, folded.
+    pub(crate) fn new(boot: u64, clock: Clock, identities: Identities) -> Self {
+        Self { boot, clock, identities, adopted: HashMap::default() }
+    }
+
+    /// The records of an interval.
+    pub(crate) fn build(&mut self, interval: Interval) -> Vec<FlowRecord> {
+        let Interval { number, began_ns, ended_ns, flows, overflow, socks } = interval;
+        self.identities.begin();
+        let socks: Socks = socks.into_iter().collect();
+        let entries = merge(flows, &socks);
+        let mut records: Vec<FlowRecord> = Vec::with_capacity(entries.len() + overflow.len());
+        for entry in &entries {
+            records.push(self.record(number, ended_ns, entry, &socks));
+        }
+        records.extend(overflow.iter().map(|cell| self.overflow(number, began_ns, ended_ns, cell)));
+        self.adopted.retain(|cookie, _| socks.contains_key(cookie));
+        records
+    }
+
+    fn record(&mut self, interval: u64, ended_ns: u64, entry: &Entry, socks: &Socks) -> FlowRecord {
+        let Entry { key, value, .. } = entry;
+        let sock = socks.get(&key.cookie).filter(|_| key.cookie != 0);
+        let (local_is_src, orientation) = self.orient(entry, sock);
+        let side = |key: &FlowKey| {
+            let local = (address(key.family, &key.local), key.local_port);
+            let remote = (address(key.family, &key.remote), key.remote_port);
+            if local_is_src { (local, remote) } else { (remote, local) }
+        };
+        let ((src_ip, src_port), (dst_ip, dst_port)) = side(key);
+        let nat = entry.own.as_ref().map(|own| {
+            let ((src_ip, src_port), (dst_ip, dst_port)) = side(own);
+            NatTuple { src_ip, src_port, dst_ip, dst_port }
+        });
+        let (src, dst, flags_src, flags_dst) = if local_is_src {
+            (value.sent, value.received, value.flags_sent, value.flags_received)
+        } else {
+            (value.received, value.sent, value.flags_received, value.flags_sent)
+        };
+        let tcp = key.protocol == TCP;
+        let retransmits = (tcp && value.srtt_us != 0).then_some(value.retransmits);
+        FlowRecord {
+            flow_id: self.flow_id(entry, sock),
+            record_seq: interval,
+            opened: value.opened,
+            reporter: if local_is_src { Reporter::Source } else { Reporter::Destination },
+            vantage: if key.vantage == VANTAGE_INTERFACE { Vantage::Interface } else { Vantage::Socket },
+            orientation,
+            start_ns: self.clock.unix_ns(value.first_ns),
+            end_ns: self.clock.unix_ns(value.last_ns),
+            src_ip,
+            src_port,
+            dst_ip,
+            dst_port,
+            protocol: key.protocol,
+            src_bytes: src.bytes,
+            dst_bytes: dst.bytes,
+            src_packets: src.packets,
+            dst_packets: dst.packets,
+            tcp_flags_src: flags_src as u8,
+            tcp_flags_dst: flags_dst as u8,
+            tcp_state: if tcp { tcp_state(value) } else { None },
+            end_reason: end_reason(key, value, sock, ended_ns),
+            connect_error: connect_error(value.error),
+            handshake_us: sock.and_then(|sock| handshake_us(entry, sock)),
+            rtt_us: some(value.srtt_us),
+            rtt_min_us: some(value.rtt_min_us),
+            rtt_max_us: some(value.srtt_max_us),
+            src_retransmits: retransmits.filter(|_| local_is_src),
+            dst_retransmits: retransmits.filter(|_| !local_is_src),
+            nat,
+            local: self.identities.find(
+                self.owner(entry, sock, socks),
+                if value.cgroup == 0 { sock.map_or(0, |sock| sock.cgroup) } else { value.cgroup },
+            ),
+        }
+    }
+
+    /// Whether the local side opened the conversation, and how that is known.
+    fn orient(&self, entry: &Entry, sock: Option<&Sock>) -> (bool, Orientation) {
+        let Entry { key, value, .. } = entry;
+        let role = match sock.map_or(0, |sock| sock.role) {
+            ROLE_CLIENT => return (true, Orientation::Observed),
+            ROLE_SERVER => return (false, Orientation::Observed),
+            role @ (ROLE_ADOPTED_CLIENT | ROLE_ADOPTED_SERVER) => role,
+            _ => self.adopted.get(&key.cookie).map_or(0, |adopted| adopted.role),
+        };
+        match role {
+            ROLE_ADOPTED_CLIENT => return (true, Orientation::Listener),
+            ROLE_ADOPTED_SERVER => return (false, Orientation::Listener),
+            _ => {}
+        }
+        if value.listener != 0 {
+            return (false, Orientation::Observed);
+        }
+        if key.protocol != TCP {
+            return (value.first_direction == EGRESS + 1, Orientation::Observed);
+        }
+        // The kernel resets what nobody listens for: the other side had asked.
+        if key.cookie == 0 && value.flags_sent & FLAG_RST != 0 && value.received.packets == 0 {
+            return (false, Orientation::Observed);
+        }
+        // A server's SYN-ACK carries its listener's cookie, so whoever sends a SYN under its own is the client.
+        if key.cookie != 0 && value.flags_sent & FLAG_SYN != 0 {
+            return (true, Orientation::Observed);
+        }
+        (key.local_port > key.remote_port, Orientation::Inferred)
+    }
+
+    /// The socket's owner; else that of the listener that its handshake came in by.
+    fn owner(&self, entry: &Entry, sock: Option<&Sock>, socks: &Socks) -> Option<Owner> {
+        let known = |cookie: u64| self.adopted.get(&cookie).and_then(|adopted| adopted.owner);
+        sock.and_then(Owner::of).or_else(|| known(entry.key.cookie)).or_else(|| {
+            let listener = if entry.listener == 0 { entry.key.cookie } else { entry.listener };
+            socks.get(&listener).and_then(Owner::of).or_else(|| known(listener))
+        })
+    }
+
+    /// Made from what never changes in a flow's life, so that every interval's record has the same.
+    fn flow_id(&self, entry: &Entry, sock: Option<&Sock>) -> [u8; 16] {
+        let (key, start) = match sock {
+            Some(sock) if is_connection(&entry.key) => {
+                (if entry.own.is_some() { &sock.key } else { &entry.key }, sock.start_ns)
+            }
+            _ => (&entry.key, entry.value.start_ns),
+        };
+        let mut hash = Fnv::new();
+        hash.write(&key.local);
+        hash.write(&key.remote);
+        hash.write(&key.local_port.to_be_bytes());
+        hash.write(&key.remote_port.to_be_bytes());
+        hash.write(&[key.protocol, key.vantage]);
+        hash.write(&start.to_be_bytes());
+        flow_id(self.boot, key.cookie, hash.0)
+    }
+
+    fn overflow(&self, interval: u64, began_ns: u64, ended_ns: u64, cell: &OverflowCell) -> FlowRecord {
+        let OverflowCell { protocol, ingress, egress } = *cell;
+        let mut hash = Fnv::new();
+        hash.write(&[protocol]);
+        hash.write(&interval.to_be_bytes());
+        let unspecified = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        FlowRecord {
+            flow_id: flow_id(self.boot, 0, hash.0),
+            record_seq: interval,
+            opened: u32::try_from(ingress.opened + egress.opened).unwrap_or(u32::MAX),
+            reporter: Reporter::Source,
+            vantage: Vantage::Socket,
+            orientation: Orientation::Overflow,
+            start_ns: self.clock.unix_ns(began_ns),
+            end_ns: self.clock.unix_ns(ended_ns),
+            src_ip: unspecified,
+            src_port: 0,
+            dst_ip: unspecified,
+            dst_port: 0,
+            protocol,
+            src_bytes: egress.bytes,
+            dst_bytes: ingress.bytes,
+            src_packets: egress.packets,
+            dst_packets: ingress.packets,
+            tcp_flags_src: 0,
+            tcp_flags_dst: 0,
+            tcp_state: None,
+            end_reason: None,
+            connect_error: None,
+            handshake_us: None,
+            rtt_us: None,
+            rtt_min_us: None,
+            rtt_max_us: None,
+            src_retransmits: None,
+            dst_retransmits: None,
+            nat: None,
+            local: None,
+        }
+    }
+}
+
+fn address(family: u8, octets: &[u8; 16]) -> IpAddr {
+    match family {
+        4 => IpAddr::V4(Ipv4Addr::new(octets[12], octets[13], octets[14], octets[15])),
+        6 => IpAddr::V6(Ipv6Addr::from(*octets)),
+        _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    }
+}
+
+fn some(value: u32) -> Option<u32> {
+    (value != 0).then_some(value)
+}
+
+fn tcp_state(value: &FlowValue) -> Option<TcpState> {
+    match value.state {
+        // A half-open connection has no socket but its listener; 12 is the kernel's TCP_NEW_SYN_RECV.
+        10 | 12 => Some(TcpState::SynReceived),
+        state => TcpState::from_code(state),
+    }
+}
+
+fn end_reason(key: &FlowKey, value: &FlowValue, sock: Option<&Sock>, ended_ns: u64) -> Option<EndReason> {
+    use weir_shipper_ebpf::{END_ABORTED, END_CLOSED, END_FAILED, END_RESET, END_TIMED_OUT};
+    match value.end {
+        END_CLOSED => Some(EndReason::Closed),
+        END_RESET => Some(EndReason::Reset),
+        END_ABORTED => Some(EndReason::Aborted),
+        END_TIMED_OUT => Some(EndReason::TimedOut),
+        END_FAILED => Some(EndReason::ConnectFailed),
+        // A datagram socket that was closed before the interval ended has no later record.
+        _ => {
+            let closed = sock.map_or(0, |sock| sock.closed_ns);
+            (key.protocol != TCP && closed != 0 && closed < ended_ns).then_some(EndReason::Closed)
+        }
+    }
+}
+
+fn connect_error(error: u32) -> Option<ConnectError> {
+    use weir_shipper_ebpf::{ERROR_ABORTED, ERROR_NO_NEIGHBOUR, ERROR_REFUSED, ERROR_TIMED_OUT};
+    match error {
+        ERROR_REFUSED => Some(ConnectError::Refused),
+        ERROR_TIMED_OUT => Some(ConnectError::TimedOut),
+        ERROR_NO_NEIGHBOUR => Some(ConnectError::NoNeighbour),
+        ERROR_ABORTED => Some(ConnectError::Aborted),
+        _ => None,
+    }
+}
+
+/// Handshake time, on the one record in whose window the connection was established. A client's is from the call of
+/// connect, a server's from the first SYN.
+fn handshake_us(entry: &Entry, sock: &Sock) -> Option<u32> {
+    let FlowValue { first_ns, last_ns, .. } = entry.value;
+    let established = sock.established_ns;
+    if !is_connection(&entry.key) || established < first_ns || established > last_ns {
+        return None;
+    }
+    let began = match sock.role {
+        ROLE_CLIENT => sock.connect_ns,
+        ROLE_SERVER => entry.handshake_ns,
+        _ => 0,
+    };
+    (began != 0 && began <= established)
+        .then(|| u32::try_from((established - began) / 1000).unwrap_or(u32::MAX))
+}
+
+/// FNV-1a: the same in every version of every program, which a hasher of a library does not promise.
+struct Fnv(u64);
+
+impl Fnv {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}

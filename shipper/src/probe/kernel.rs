@@ -1,0 +1,67 @@
+//! What this kernel can do: helpers, structure offsets, tracepoints. Asked once, when capture opens or is checked.
+
+use std::path::Path;
+
+use aya::{
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
+};
+
+use super::btf::KernelTypes;
+
+/// Answers of this kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct KernelFeatures {
+    /// `uname -r`.
+    pub release: String,
+    /// Type information is there.
+    pub btf: bool,
+    /// `sock_ops` may read the network namespace's cookie.
+    pub sockops_netns: bool,
+    /// `sock_ops` may read the current process.
+    pub sockops_current: bool,
+    /// Where to find the id of a cgroup that is being made.
+    pub cgroup_offsets: Option<CgroupOffsets>,
+}
+
+/// Byte offsets for `cgroups.rs` of the kernel programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CgroupOffsets {
+    pub cgroup_kn: u32,
+    pub kn_id: u32,
+    pub cgroup_root: u32,
+    pub root_hierarchy: u32,
+}
+
+impl KernelFeatures {
+    /// Asks the running kernel.
+    pub(crate) fn probe() -> Self {
+        let types = KernelTypes::read(Path::new("/sys/kernel/btf/vmlinux"));
+        let helper = |helper| is_helper_supported(ProgramType::SockOps, helper).unwrap_or(false);
+        Self {
+            release: std::fs::read_to_string("/proc/sys/kernel/osrelease")
+                .map(|release| release.trim().to_owned())
+                .unwrap_or_default(),
+            btf: types.is_some(),
+            sockops_netns: helper(BpfHelper::BPF_FUNC_get_netns_cookie),
+            sockops_current: helper(BpfHelper::BPF_FUNC_get_current_pid_tgid)
+                && helper(BpfHelper::BPF_FUNC_get_current_comm)
+                && helper(BpfHelper::BPF_FUNC_get_current_cgroup_id),
+            cgroup_offsets: types.as_ref().and_then(CgroupOffsets::find),
+        }
+    }
+}
+
+impl CgroupOffsets {
+    fn find(types: &KernelTypes) -> Option<Self> {
+        if !types.has_tracepoint("cgroup_mkdir") {
+            return None;
+        }
+        Some(Self {
+            cgroup_kn: types.offset("cgroup", "kn")?,
+            kn_id: types.offset("kernfs_node", "id")?,
+            cgroup_root: types.offset("cgroup", "root")?,
+            root_hierarchy: types.offset("cgroup_root", "hierarchy_id")?,
+        })
+    }
+}

@@ -1,0 +1,227 @@
+//! The pinned maps: checked before they are reused, opened, read, emptied.
+//!
+//! Knows how each is laid out; what is done with them, and when, is `drain`'s.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+
+use aya::{maps::MapInfo, util::nr_cpus};
+use weir_shipper_ebpf::{
+    COUNTER_NAMES, CgroupPath, FlowKey, FlowValue, INTERVAL_BEGAN, INTERVAL_NONCE, INTERVAL_NOW, Meta, Sock,
+    TOTAL_ENTRIES, Total,
+};
+
+use super::{CaptureError, pins::Pins, sys};
+
+/// Name, key size and value size of every map that the shipper touches.
+const MAPS: &[(&str, u32, u32)] = &[
+    ("FLOWS_A", size_of::<FlowKey>() as u32, size_of::<FlowValue>() as u32),
+    ("FLOWS_B", size_of::<FlowKey>() as u32, size_of::<FlowValue>() as u32),
+    ("INTERVAL", 4, 8),
+    ("TOTALS", 4, size_of::<Total>() as u32),
+    ("OVERFLOW", 4, size_of::<Total>() as u32),
+    ("SOCKS", 8, size_of::<Sock>() as u32),
+    ("META", size_of::<FlowKey>() as u32, size_of::<Meta>() as u32),
+    ("CGROUPS", 8, size_of::<CgroupPath>() as u32),
+    ("COUNTERS", 4, 8),
+];
+
+/// aya reuses a pin of another layout silently: refuse it, before any program meets it.
+pub(crate) fn check_layout(pins: &Pins) -> Result<(), CaptureError> {
+    for (name, key, value) in MAPS {
+        let path = pins.map(name);
+        if !path.exists() {
+            continue;
+        }
+        let Ok(info) = MapInfo::from_pin(&path) else {
+            return Err(CaptureError::Layout {
+                path,
+                found: "not a map".to_owned(),
+                expected: format!("a map of {key} and {value} bytes"),
+            });
+        };
+        if (info.key_size(), info.value_size()) != (*key, *value) {
+            return Err(CaptureError::Layout {
+                path,
+                found: format!("a map of {} and {} bytes", info.key_size(), info.value_size()),
+                expected: format!("a map of {key} and {value} bytes"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The maps, open.
+#[derive(Debug)]
+pub(crate) struct Maps {
+    flows: [OwnedFd; 2],
+    interval: OwnedFd,
+    totals: OwnedFd,
+    overflow: OwnedFd,
+    socks: OwnedFd,
+    meta: OwnedFd,
+    cgroups: OwnedFd,
+    counters: OwnedFd,
+    cpus: usize,
+}
+
+impl Maps {
+    /// Opens the pins, and gives a new set of maps its number and its first interval.
+    pub(crate) fn open(pins: &Pins) -> Result<Self, CaptureError> {
+        let open =
+            |name: &'static str| sys::obj_get(&pins.map(name)).map_err(CaptureError::map("open", name));
+        let maps = Self {
+            flows: [open("FLOWS_A")?, open("FLOWS_B")?],
+            interval: open("INTERVAL")?,
+            totals: open("TOTALS")?,
+            overflow: open("OVERFLOW")?,
+            socks: open("SOCKS")?,
+            meta: open("META")?,
+            cgroups: open("CGROUPS")?,
+            counters: open("COUNTERS")?,
+            cpus: nr_cpus().map_err(|(path, source)| CaptureError::file("read", path)(source))?,
+        };
+        if maps.nonce()? == 0 {
+            let id = weir_common::id::random_id();
+            let nonce = u64::from_ne_bytes([id[0], id[1], id[2], id[3], id[4], id[5], id[6], id[7]]) | 1;
+            maps.write_interval(INTERVAL_NONCE, nonce)?;
+        }
+        if maps.interval()? == 0 {
+            maps.begin(1)?;
+        }
+        Ok(maps)
+    }
+
+    /// Number of the interval being written; from 1.
+    pub(crate) fn interval(&self) -> Result<u64, CaptureError> {
+        self.read_interval(INTERVAL_NOW)
+    }
+
+    /// Number drawn when these maps were made; not 0.
+    pub(crate) fn nonce(&self) -> Result<u64, CaptureError> {
+        self.read_interval(INTERVAL_NONCE)
+    }
+
+    /// Boot time at which an interval began: the present one or the one before it.
+    pub(crate) fn began(&self, interval: u64) -> Result<u64, CaptureError> {
+        self.read_interval(INTERVAL_BEGAN + (interval & 1) as u32)
+    }
+
+    /// Makes `interval` the one being written. Its beginning is written first, into a slot of its own, so that a
+    /// death between the two changes nothing for the interval that goes on.
+    pub(crate) fn begin(&self, interval: u64) -> Result<(), CaptureError> {
+        self.write_interval(INTERVAL_BEGAN + (interval & 1) as u32, sys::boot_ns())?;
+        self.write_interval(INTERVAL_NOW, interval)
+    }
+
+    /// Every flow of an interval, which must be frozen.
+    pub(crate) fn flows(&self, interval: u64) -> Result<Vec<(FlowKey, FlowValue)>, CaptureError> {
+        sys::read_all(&self.flows[(interval & 1) as usize]).map_err(CaptureError::map("read", "FLOWS"))
+    }
+
+    /// Empties the flows, totals and overflow of an interval, which must be frozen.
+    pub(crate) fn clear(&self, interval: u64) -> Result<u64, CaptureError> {
+        let deleted = sys::delete_all::<FlowKey, FlowValue>(&self.flows[(interval & 1) as usize])
+            .map_err(CaptureError::map("empty", "FLOWS"))?;
+        let half = TOTAL_ENTRIES / 2;
+        let first = (interval & 1) as u32 * half;
+        for index in first..first + half {
+            for (map, name) in [(&self.totals, "TOTALS"), (&self.overflow, "OVERFLOW")] {
+                sys::zero_slots::<Total>(map.as_fd(), index, self.cpus)
+                    .map_err(CaptureError::map("empty", name))?;
+            }
+        }
+        Ok(deleted)
+    }
+
+    /// A cell of `TOTALS`, summed over the CPUs.
+    pub(crate) fn total(&self, index: u32) -> Result<Total, CaptureError> {
+        self.sum(&self.totals, "TOTALS", index)
+    }
+
+    /// A cell of `OVERFLOW`, summed over the CPUs.
+    pub(crate) fn overflow(&self, index: u32) -> Result<Total, CaptureError> {
+        self.sum(&self.overflow, "OVERFLOW", index)
+    }
+
+    /// Every socket.
+    pub(crate) fn socks(&self) -> Result<Vec<(u64, Sock)>, CaptureError> {
+        sys::read_all(&self.socks).map_err(CaptureError::map("read", "SOCKS"))
+    }
+
+    /// Adds a socket that is older than the programs; `false` when the kernel has an entry for it already.
+    pub(crate) fn adopt(&self, cookie: u64, sock: &Sock) -> Result<bool, CaptureError> {
+        match sys::update(self.socks.as_fd(), &cookie, sock, sys::NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(CaptureError::map("write", "SOCKS")(error)),
+        }
+    }
+
+    /// Removes sockets and connectionless flows that nothing will count for any more: the sockets that closed before
+    /// `began`, and the flows of those and of whom nobody has heard for `idle`.
+    pub(crate) fn prune(&self, began: u64, idle: Duration) -> Result<(), CaptureError> {
+        let idle = began.saturating_sub(u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX));
+        let mut gone = std::collections::HashSet::new();
+        for (cookie, sock) in self.socks()? {
+            let ended = sock.closed_ns != 0 && sock.closed_ns < began && sock.touched_ns < began;
+            // Nothing tells of the end of a datagram socket where `released` is missing.
+            let forgotten = sock.protocol != 6 && sock.touched_ns < idle;
+            if ended || forgotten {
+                sys::delete(self.socks.as_fd(), &cookie).map_err(CaptureError::map("prune", "SOCKS"))?;
+                gone.insert(cookie);
+            }
+        }
+        let metas: Vec<(FlowKey, Meta)> =
+            sys::read_all(&self.meta).map_err(CaptureError::map("read", "META"))?;
+        for (key, meta) in metas {
+            if meta.touched_ns < idle || (meta.touched_ns < began && gone.contains(&key.cookie)) {
+                sys::delete(self.meta.as_fd(), &key).map_err(CaptureError::map("prune", "META"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Paths of cgroups made since capture began.
+    pub(crate) fn cgroups(&self) -> Result<Vec<(u64, CgroupPath)>, CaptureError> {
+        sys::read_all(&self.cgroups).map_err(CaptureError::map("read", "CGROUPS"))
+    }
+
+    /// Forgets the path of a cgroup.
+    pub(crate) fn forget_cgroup(&self, id: u64) -> Result<(), CaptureError> {
+        sys::delete(self.cgroups.as_fd(), &id).map_err(CaptureError::map("prune", "CGROUPS"))
+    }
+
+    /// What the programs could not do, by name, since the maps were made.
+    pub(crate) fn counters(&self) -> Result<Vec<(&'static str, u64)>, CaptureError> {
+        let mut out = Vec::with_capacity(COUNTER_NAMES.len());
+        for (index, name) in (0_u32..).zip(COUNTER_NAMES) {
+            let value =
+                sys::lookup(self.counters.as_fd(), &index).map_err(CaptureError::map("read", "COUNTERS"))?;
+            out.push((name, value));
+        }
+        Ok(out)
+    }
+
+    fn sum(&self, map: &OwnedFd, name: &'static str, index: u32) -> Result<Total, CaptureError> {
+        let slots: Vec<Total> =
+            sys::lookup_slots(map.as_fd(), index, self.cpus).map_err(CaptureError::map("read", name))?;
+        let mut sum = Total::default();
+        for Total { packets, bytes, opened } in slots {
+            sum.packets += packets;
+            sum.bytes += bytes;
+            sum.opened += opened;
+        }
+        Ok(sum)
+    }
+
+    fn read_interval(&self, slot: u32) -> Result<u64, CaptureError> {
+        sys::lookup(self.interval.as_fd(), &slot).map_err(CaptureError::map("read", "INTERVAL"))
+    }
+
+    fn write_interval(&self, slot: u32, value: u64) -> Result<(), CaptureError> {
+        sys::update(self.interval.as_fd(), &slot, &value, 0).map_err(CaptureError::map("write", "INTERVAL"))
+    }
+}

@@ -1,0 +1,56 @@
+//! Between the shipper and the kernel: loads and pins the programs, and drains their maps interval by interval.
+//!
+//! Owns everything under the pin directory. Capture goes on while no shipper runs: programs, links and maps are pinned,
+//! and the next shipper takes them over. Called by the app from one thread: `read`, spool, `release`; see [`Capture`].
+
+mod btf;
+mod capture;
+mod error;
+mod kernel;
+mod maps;
+mod pins;
+mod programs;
+mod sys;
+
+pub use capture::{Capture, CaptureConfig, Count, Drained, TotalCount, Totals};
+pub use error::CaptureError;
+pub use programs::ProgramStatus;
+
+pub(crate) use kernel::KernelFeatures;
+pub(crate) use pins::{Pins, on_bpffs, remove as remove_pins};
+pub(crate) use programs::load_all;
+
+/// The kernel programs, as committed or as built from source: see `build.rs`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-shipper.bpf.o"));
+
+use aya::{Ebpf, EbpfError, EbpfLoader};
+
+/// Opens the object for this kernel; its maps are pinned in `pins`, or taken from there.
+pub(crate) fn open_object(
+    features: &KernelFeatures,
+    config: &CaptureConfig,
+    pins: &std::path::Path,
+) -> Result<Ebpf, EbpfError> {
+    let flag = |value: bool| u32::from(value);
+    let (netns, current) = (flag(features.sockops_netns), flag(features.sockops_current));
+    let offsets = features.cgroup_offsets.unwrap_or(kernel::CgroupOffsets {
+        cgroup_kn: 0,
+        kn_id: 0,
+        cgroup_root: 0,
+        root_hierarchy: 0,
+    });
+    EbpfLoader::new()
+        .override_global("HAS_SOCKOPS_NETNS", &netns, true)
+        .override_global("HAS_SOCKOPS_CURRENT", &current, true)
+        .override_global("OFF_CGROUP_KN", &offsets.cgroup_kn, true)
+        .override_global("OFF_KN_ID", &offsets.kn_id, true)
+        .override_global("OFF_CGROUP_ROOT", &offsets.cgroup_root, true)
+        .override_global("OFF_ROOT_HIERARCHY", &offsets.root_hierarchy, true)
+        .map_max_entries("FLOWS_A", config.flow_entries)
+        .map_max_entries("FLOWS_B", config.flow_entries)
+        .map_max_entries("SOCKS", config.socket_entries)
+        .map_max_entries("META", config.meta_entries)
+        .map_max_entries("CGROUPS", config.cgroup_entries)
+        .default_map_pin_directory(pins)
+        .load(OBJECT)
+}
