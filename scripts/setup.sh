@@ -99,8 +99,6 @@ rust() {
     if [ "$1" = ci ]; then
         cargo fmt --version >/dev/null 2>&1 || die "rustfmt is missing, which checks the layout: rustup component add rustfmt"
         cargo clippy --version >/dev/null 2>&1 || die "clippy is missing, which lints: rustup component add clippy"
-        cargo +nightly --version >/dev/null 2>&1 ||
-            die "no nightly toolchain, which fuzzing needs for its sanitizer: rustup toolchain install nightly"
     fi
 }
 
