@@ -23,6 +23,9 @@ pub(crate) async fn connect(aggregator: SocketAddr, request: ObserveRequest) -> 
         .connect_timeout(Duration::from_secs(5))
         .connect()
         .await
+        // The transport repeats its source's words in its own.
+        .map_err(|error| anyhow::Error::from(error).root_cause().to_string())
+        .map_err(anyhow::Error::msg)
         .with_context(|| format!("connect to the aggregator at {aggregator}"))?;
     let reply = ObserveClient::new(channel)
         .max_decoding_message_size(REPLY_BYTES_MAX)

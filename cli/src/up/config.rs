@@ -52,6 +52,8 @@ pub(super) fn shipper(folders: &Folders, aggregator: SocketAddr, interval: Durat
         ("admin.listen", json!("127.0.0.1:0")),
         ("spool.dir", json!(folders.state.join("spool"))),
         ("capture.interval", json!(format!("{}ms", interval.as_millis()))),
+        // Not those of a shipper that was installed on this host: ours are removed at the end.
+        ("capture.pin_dir", json!("/sys/fs/bpf/weir-up")),
     ])
 }
 
