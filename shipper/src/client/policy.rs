@@ -1,0 +1,73 @@
+//! What to do when a stream ended: every reason decided on purpose, in one match.
+
+use weir_proto::v1::refusal::Reason;
+
+use super::session::SessionError;
+
+/// The answer to an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Come back after the backoff.
+    Retry,
+    /// Only a person can help: say so, be not ready, and ask again now and then.
+    Hold(&'static str),
+    /// Give what waits to a new epoch, then come back.
+    NewEpoch,
+    /// This batch was refused; after some tries it becomes a loss.
+    Rejected(u64),
+}
+
+/// Decides.
+pub(super) fn verdict(error: &SessionError) -> Verdict {
+    match error {
+        SessionError::Refused { reason, number, .. } => match reason {
+            // Ours or the aggregator's mistake; the next Hello and Welcome settle where things are.
+            Reason::Unspecified | Reason::Protocol | Reason::Gap => Verdict::Retry,
+            Reason::ProtocolVersion => Verdict::Hold("upgrade the aggregator first, then the shippers"),
+            Reason::SchemaVersion => {
+                Verdict::Hold("upgrade the aggregator: it knows an older schema_version only")
+            }
+            // Its journal is the right one (else OTHER_JOURNAL) and has aged this epoch out.
+            Reason::UnknownEpoch => Verdict::NewEpoch,
+            Reason::OtherJournal => Verdict::Hold(REBIND),
+            Reason::BadBatch if *number > 0 => Verdict::Rejected(*number),
+            Reason::BadBatch => Verdict::Retry,
+            // Our own older connection, or a second process with a copy of this spool.
+            Reason::Superseded => Verdict::Retry,
+            Reason::Identity => {
+                Verdict::Hold("node or cluster name is not allowed there: see node and cluster")
+            }
+            Reason::Draining => Verdict::Retry,
+        },
+        SessionError::OtherJournal { .. } => Verdict::Hold(REBIND),
+        SessionError::Limits { .. } => {
+            Verdict::Hold("the aggregator takes smaller batches than the spool holds: raise its limit")
+        }
+        SessionError::Address { .. } => Verdict::Hold("correct aggregator.addresses"),
+        SessionError::Connect { .. }
+        | SessionError::Status(_)
+        | SessionError::Timeout { .. }
+        | SessionError::Closed
+        | SessionError::Unexpected { .. }
+        | SessionError::NotSent(_)
+        | SessionError::Outbox(_)
+        | SessionError::Reader => Verdict::Retry,
+    }
+}
+
+const REBIND: &str =
+    "the journal is not the one that batches went to: if that one is lost, run `weir-shipper rebind`";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_batch_is_named_and_a_foreign_journal_needs_a_person() {
+        let refused = |reason, number| SessionError::Refused { reason, message: String::new(), number };
+        assert_eq!(verdict(&refused(Reason::BadBatch, 4)), Verdict::Rejected(4));
+        assert_eq!(verdict(&refused(Reason::BadBatch, 0)), Verdict::Retry);
+        assert_eq!(verdict(&refused(Reason::OtherJournal, 0)), Verdict::Hold(REBIND));
+        assert_eq!(verdict(&refused(Reason::UnknownEpoch, 0)), Verdict::NewEpoch);
+    }
+}

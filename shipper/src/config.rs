@@ -1,0 +1,320 @@
+//! The shipper's configuration: one table of keys, and the parsed form that cannot be wrong.
+//!
+//! Parsing reads the file and nothing else. docs/configuration/shipper.md and deploy/config/shipper.yaml are made from
+//! [`KEYS`] and checked by a test.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use weir_common::config::{ConfigErrors, Key, LoadOptions, ValueKind, Values};
+use weir_common::logging::Format;
+
+use crate::batch::PAYLOAD_BYTES_MAX;
+use crate::client::ClientOptions;
+use crate::probe::CaptureConfig;
+use crate::spool::SpoolOptions;
+
+/// Environment variables begin with this.
+pub const ENV_PREFIX: &str = "WEIR_SHIPPER_";
+
+const fn key(path: &'static str, kind: ValueKind, default: &'static str, doc: &'static str) -> Key {
+    Key { path, kind, default, doc }
+}
+
+const fn span(min_ms: u64, max_ms: u64) -> ValueKind {
+    ValueKind::Duration { min_ms, max_ms }
+}
+
+const fn entries() -> ValueKind {
+    ValueKind::U64 { min: 64, max: 8 << 20 }
+}
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// Every key.
+pub const KEYS: &[Key] = &[
+    key("node", ValueKind::Text, "", "Name of this node in every event; empty takes the host's name."),
+    key("cluster", ValueKind::Text, "default", "Name of the cluster, 1 to 63 of a-z, 0-9, `.` and `-`."),
+    key(
+        "aggregator.addresses",
+        ValueKind::Structure("list of host:port"),
+        "[\"127.0.0.1:9464\"]",
+        "Where the aggregator listens; several addresses of the same one are tried in turn.",
+    ),
+    key("spool.dir", ValueKind::Text, "/var/lib/weir/spool", "Folder of the spool; one shipper each."),
+    key(
+        "spool.bytes_max",
+        ValueKind::Bytes { min: 64 << 10, max: 1 << 50 },
+        "1GiB",
+        "What the spool may use on disk. When it is spent, the oldest events that were never sent are dropped, and counted.",
+    ),
+    key(
+        "spool.segment_bytes",
+        ValueKind::Bytes { min: 4 << 10, max: 1 << 30 },
+        "16MiB",
+        "Size of the spool's files: what is freed or dropped at once. At most a quarter of the budget is used.",
+    ),
+    key(
+        "capture.interval",
+        span(10, HOUR_MS),
+        "10s",
+        "How often flows are read from the kernel: the length of a record.",
+    ),
+    key(
+        "capture.cgroup_root",
+        ValueKind::Text,
+        "",
+        "cgroup v2 folder whose sockets are captured; empty is the whole node.",
+    ),
+    key(
+        "capture.pin_dir",
+        ValueKind::Text,
+        "/sys/fs/bpf/weir",
+        "Folder on bpffs where programs and maps stay while no shipper runs.",
+    ),
+    key(
+        "capture.flow_entries",
+        entries(),
+        "131072",
+        "Flows in one interval; about 230 bytes of kernel memory each, twice, taken at once. What does not fit is counted in overflow records.",
+    ),
+    key(
+        "capture.socket_entries",
+        entries(),
+        "262144",
+        "Sockets alive or just closed; about 250 bytes of kernel memory each, taken as they come.",
+    ),
+    key(
+        "capture.meta_entries",
+        entries(),
+        "262144",
+        "Flows without connection heard of lately; about 130 bytes of kernel memory each, taken as they come.",
+    ),
+    key(
+        "capture.cgroup_entries",
+        entries(),
+        "16384",
+        "cgroups made while no shipper runs; about 330 bytes of kernel memory each, taken as they come.",
+    ),
+    key(
+        "capture.idle",
+        span(1000, 24 * HOUR_MS),
+        "120s",
+        "A flow without connection that is silent for so long begins anew with its next packet.",
+    ),
+    key(
+        "batch.bytes",
+        ValueKind::Bytes { min: 4 << 10, max: PAYLOAD_BYTES_MAX as u64 / 2 },
+        "1MiB",
+        "Where a batch is closed, in bytes before compression.",
+    ),
+    key("client.connect_timeout", span(10, HOUR_MS), "5s", "For a connection to be up."),
+    key("client.hello_timeout", span(10, HOUR_MS), "10s", "For the aggregator to welcome the shipper."),
+    key(
+        "client.ack_timeout",
+        span(10, HOUR_MS),
+        "60s",
+        "From the last acknowledgement while batches are in flight; then the stream is opened anew.",
+    ),
+    key("client.keepalive_interval", span(100, HOUR_MS), "20s", "Between HTTP/2 pings."),
+    key("client.keepalive_timeout", span(100, HOUR_MS), "20s", "For the answer to a ping."),
+    key(
+        "client.backoff_min",
+        span(1, HOUR_MS),
+        "200ms",
+        "Wait before a new attempt, at first; it doubles, with jitter.",
+    ),
+    key("client.backoff_max", span(1, HOUR_MS), "30s", "Wait before a new attempt, at most."),
+    key(
+        "client.window_batches",
+        ValueKind::U64 { min: 1, max: 65_536 },
+        "256",
+        "Batches in flight at most; the aggregator may allow less.",
+    ),
+    key(
+        "client.window_bytes",
+        ValueKind::Bytes { min: 64 << 10, max: 1 << 32 },
+        "32MiB",
+        "Bytes in flight at most; the aggregator may allow less.",
+    ),
+    key(
+        "drain.timeout",
+        span(0, HOUR_MS),
+        "20s",
+        "After SIGTERM: how long to send what the spool holds. The rest is sent by the next shipper.",
+    ),
+    key(
+        "admin.listen",
+        ValueKind::Text,
+        "127.0.0.1:9465",
+        "Address of /metrics, /healthz and /readyz; empty for none.",
+    ),
+    key(
+        "log.format",
+        ValueKind::Choice(&["human", "json"]),
+        "human",
+        "Log lines for people or for machines.",
+    ),
+    key(
+        "log.level",
+        ValueKind::Text,
+        "info",
+        "A tracing filter such as `info,weir_shipper=debug`; WEIR_LOG wins.",
+    ),
+];
+
+/// The configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The spool.
+    pub spool: SpoolOptions,
+    /// The kernel's side.
+    pub capture: CaptureConfig,
+    /// Between two drains.
+    pub interval: Duration,
+    /// Where a batch is closed, bytes before compression.
+    pub body_bytes: usize,
+    /// The aggregator's side.
+    pub client: ClientOptions,
+    /// For the spool to be sent after the end of capture.
+    pub drain_timeout: Duration,
+    /// Metrics and health.
+    pub admin: Option<SocketAddr>,
+    /// Look of log lines.
+    pub log_format: Format,
+    /// Filter of log lines.
+    pub log_level: String,
+}
+
+impl Config {
+    /// Loads file, environment and flags; flags win. Reports every problem at once.
+    pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Self, ConfigErrors> {
+        let values = Values::load(KEYS, LoadOptions { file, env_prefix: ENV_PREFIX, flags })?;
+        Self::parse(&values)
+    }
+
+    fn parse(values: &Values) -> Result<Self, ConfigErrors> {
+        let mut errors = ConfigErrors::default();
+        let node = match values.text("node") {
+            "" => host_name(),
+            node => node.to_owned(),
+        };
+        if node.is_empty() || node.len() > 253 || node.contains(char::is_control) {
+            errors.push("node", "node", &node, "1 to 253 characters");
+        }
+        let cluster = values.text("cluster").to_owned();
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-".contains(&byte);
+        if cluster.is_empty() || cluster.len() > 63 || !cluster.bytes().all(allowed) {
+            errors.push("cluster", "cluster", &cluster, "1 to 63 of a-z, 0-9, `.` and `-`");
+        }
+        let addresses = addresses(values, &mut errors);
+        let admin = address(values.text("admin.listen"), &mut errors);
+        let number = |path| u32::try_from(values.u64(path)).unwrap_or(u32::MAX);
+        let config = Self {
+            spool: SpoolOptions {
+                dir: PathBuf::from(values.text("spool.dir")),
+                bytes_max: values.bytes("spool.bytes_max"),
+                segment_bytes: values.bytes("spool.segment_bytes"),
+            },
+            capture: CaptureConfig {
+                cgroup: values.path("capture.cgroup_root"),
+                pin_directory: PathBuf::from(values.text("capture.pin_dir")),
+                flow_entries: number("capture.flow_entries"),
+                socket_entries: number("capture.socket_entries"),
+                meta_entries: number("capture.meta_entries"),
+                cgroup_entries: number("capture.cgroup_entries"),
+                idle: values.duration("capture.idle"),
+            },
+            interval: values.duration("capture.interval"),
+            body_bytes: usize::try_from(values.bytes("batch.bytes")).unwrap_or(PAYLOAD_BYTES_MAX),
+            client: ClientOptions {
+                addresses,
+                node,
+                cluster,
+                connect_timeout: values.duration("client.connect_timeout"),
+                hello_timeout: values.duration("client.hello_timeout"),
+                ack_timeout: values.duration("client.ack_timeout"),
+                keepalive_interval: values.duration("client.keepalive_interval"),
+                keepalive_timeout: values.duration("client.keepalive_timeout"),
+                backoff_min: values.duration("client.backoff_min"),
+                backoff_max: values.duration("client.backoff_max"),
+                window_batches: usize::try_from(values.u64("client.window_batches")).unwrap_or(usize::MAX),
+                window_bytes: values.bytes("client.window_bytes"),
+            },
+            drain_timeout: values.duration("drain.timeout"),
+            admin,
+            log_format: if values.text("log.format") == "json" { Format::Json } else { Format::Human },
+            log_level: values.text("log.level").to_owned(),
+        };
+        if config.spool.dir.as_os_str().is_empty() {
+            errors.push("spool.dir", "spool.dir", "", "a folder");
+        }
+        if errors.is_empty() { Ok(config) } else { Err(errors) }
+    }
+}
+
+fn addresses(values: &Values, errors: &mut ConfigErrors) -> Vec<String> {
+    const PATH: &str = "aggregator.addresses";
+    let json = values.structure(PATH);
+    let list: Vec<String> = json
+        .as_array()
+        .map(|items| items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect())
+        .unwrap_or_default();
+    let whole = json.as_array().is_some_and(|items| items.len() == list.len() && !items.is_empty());
+    let sound = |address: &String| {
+        address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    };
+    if !whole || !list.iter().all(sound) || list.len() > 64 {
+        errors.push(PATH, PATH, &json.to_string(), "a list of 1 to 64 host:port");
+    }
+    list
+}
+
+fn address(text: &str, errors: &mut ConfigErrors) -> Option<SocketAddr> {
+    if text.is_empty() {
+        return None;
+    }
+    let parsed = text.parse().ok();
+    if parsed.is_none() {
+        errors.push("admin.listen", "admin.listen", text, "address:port, such as 127.0.0.1:9465");
+    }
+    parsed
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flag(key: &str, value: &str) -> (String, String) {
+        (key.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn the_defaults_are_a_configuration() {
+        let config = Config::load(None, &[]).unwrap();
+        assert_eq!(config.client.addresses, ["127.0.0.1:9464"]);
+        assert_eq!(config.client.node, host_name());
+        assert_eq!(config.spool.bytes_max, 1 << 30);
+        assert_eq!(config.capture, CaptureConfig::default());
+    }
+
+    #[test]
+    fn every_problem_is_said() {
+        let flags = [
+            flag("cluster", "No Spaces"),
+            flag("aggregator.addresses", "[\"nowhere\"]"),
+            flag("admin.listen", "here"),
+        ];
+        let errors = Config::load(None, &flags).unwrap_err();
+        let keys: Vec<_> = errors.iter().map(|error| error.key.as_str()).collect();
+        assert_eq!(keys, ["cluster", "aggregator.addresses", "admin.listen"], "{errors}");
+        let errors =
+            Config::load(None, &[flag("spool.bytes_max", "1KiB"), flag("spool.byte_max", "1")]).unwrap_err();
+        assert_eq!(errors.iter().count(), 2, "{errors}");
+    }
+}

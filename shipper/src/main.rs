@@ -1,0 +1,5 @@
+//! The node agent's binary; everything is in the library, so that others can run the same program.
+
+fn main() -> std::process::ExitCode {
+    weir_shipper::main()
+}

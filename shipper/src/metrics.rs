@@ -1,0 +1,256 @@
+//! The shipper's metrics: one table with names and meanings, one struct of handles.
+//!
+//! Owns names, labels and help texts; docs/metrics.md is generated from [`METRICS`]. Counted per batch, never per
+//! event. For one process and at every moment, in events (rows of any kind):
+//!
+//! `captured + recovered = journaled + dropped + in flight`
+//!
+//! where `recovered` is what the spool held when the process started.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use weir_schema::values::LossReason;
+
+use crate::spool::Amount;
+
+/// One metric, as it is documented. Counters end in `_total` when scraped.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Name without the suffix `_total`.
+    pub name: &'static str,
+    /// `counter` or `gauge`.
+    pub kind: &'static str,
+    /// Its label, if it has one.
+    pub label: &'static str,
+    /// What it counts, with its unit.
+    pub help: &'static str,
+}
+
+const fn counter(name: &'static str, label: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind: "counter", label, help }
+}
+
+const fn gauge(name: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind: "gauge", label: "", help }
+}
+
+/// Every metric of the shipper's delivery.
+pub const METRICS: &[Metric] = &[
+    counter(
+        "weir_shipper_captured_events",
+        "",
+        "Events read from the capture and given a place in the spool or counted as dropped",
+    ),
+    counter("weir_shipper_captured_packets", "", "Packets in these events"),
+    counter("weir_shipper_captured_bytes", "", "IP bytes in these events"),
+    counter("weir_shipper_intervals", "", "Intervals drained from the capture"),
+    counter("weir_shipper_recovered_events", "", "Events that waited in the spool when the process started"),
+    counter("weir_shipper_spooled_batches", "", "Batches appended to the spool and synced"),
+    counter("weir_shipper_spooled_bytes", "", "Encoded bytes of these batches"),
+    counter("weir_shipper_sent_batches", "", "Batches given to the connection, repetitions included"),
+    counter("weir_shipper_sent_bytes", "", "Encoded bytes of these batches"),
+    counter("weir_shipper_skips_sent", "", "Skip frames given to the connection"),
+    counter(
+        "weir_shipper_journaled_events",
+        "",
+        "Events that the aggregator acknowledged as synced to its journal",
+    ),
+    counter("weir_shipper_journaled_batches", "", "Batches with these events"),
+    counter("weir_shipper_journaled_bytes", "", "Encoded bytes of these batches"),
+    counter(
+        "weir_shipper_dropped_events",
+        "reason",
+        "Events that will never be delivered, by reason; each is in kind=loss too",
+    ),
+    counter("weir_shipper_dropped_batches", "reason", "Batches that will never be delivered, by reason"),
+    counter("weir_shipper_dropped_bytes", "reason", "Encoded bytes of these batches, by reason"),
+    gauge("weir_shipper_in_flight_events", "Events in the spool that are not yet acknowledged"),
+    gauge("weir_shipper_in_flight_batches", "Batches in the spool that are not yet acknowledged"),
+    gauge("weir_shipper_in_flight_bytes", "Encoded bytes of these batches"),
+    gauge("weir_shipper_spool_bytes", "Bytes of the spool on disk"),
+    gauge("weir_shipper_spool_budget_bytes", "Bytes that the spool may use: spool.bytes_max"),
+    gauge("weir_shipper_unacked_batches", "Batches sent on the open connection and not yet acknowledged"),
+    gauge("weir_shipper_connected", "1 while an aggregator has welcomed this shipper"),
+    counter("weir_shipper_connects", "", "Streams that were welcomed by an aggregator"),
+    counter("weir_shipper_disconnects", "reason", "Streams that ended or could not be opened, by reason"),
+    counter("weir_shipper_epochs", "reason", "New epochs, by reason"),
+    counter("weir_shipper_disk_full", "", "Appends that were put off because the disk was full"),
+    counter("weir_shipper_clock_steps", "", "Steps of the wall clock of over half a second"),
+];
+
+/// A family with one label.
+pub type ByLabel = Family<[(&'static str, &'static str); 1], Counter>;
+
+/// Handles to the values; clones share them. Also what an embedding program shows of a running shipper.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "named and explained in METRICS")]
+pub struct Metrics {
+    pub captured_events: Counter,
+    pub captured_packets: Counter,
+    pub captured_bytes: Counter,
+    pub intervals: Counter,
+    pub recovered_events: Counter,
+    pub spooled_batches: Counter,
+    pub spooled_bytes: Counter,
+    pub sent_batches: Counter,
+    pub sent_bytes: Counter,
+    pub skips_sent: Counter,
+    pub journaled_events: Counter,
+    pub journaled_batches: Counter,
+    pub journaled_bytes: Counter,
+    pub dropped_events: ByLabel,
+    pub dropped_batches: ByLabel,
+    pub dropped_bytes: ByLabel,
+    pub in_flight_events: Gauge<u64, AtomicU64>,
+    pub in_flight_batches: Gauge<u64, AtomicU64>,
+    pub in_flight_bytes: Gauge<u64, AtomicU64>,
+    pub spool_bytes: Gauge<u64, AtomicU64>,
+    pub spool_budget_bytes: Gauge<u64, AtomicU64>,
+    pub unacked_batches: Gauge<u64, AtomicU64>,
+    pub connected: Gauge<u64, AtomicU64>,
+    pub connects: Counter,
+    pub disconnects: ByLabel,
+    pub epochs: ByLabel,
+    pub disk_full: Counter,
+    pub clock_steps: Counter,
+}
+
+impl Metrics {
+    /// Puts every metric into a registry.
+    pub fn register(&self, registry: &mut Registry) {
+        let Self {
+            captured_events,
+            captured_packets,
+            captured_bytes,
+            intervals,
+            recovered_events,
+            spooled_batches,
+            spooled_bytes,
+            sent_batches,
+            sent_bytes,
+            skips_sent,
+            journaled_events,
+            journaled_batches,
+            journaled_bytes,
+            dropped_events,
+            dropped_batches,
+            dropped_bytes,
+            in_flight_events,
+            in_flight_batches,
+            in_flight_bytes,
+            spool_bytes,
+            spool_budget_bytes,
+            unacked_batches,
+            connected,
+            connects,
+            disconnects,
+            epochs,
+            disk_full,
+            clock_steps,
+        } = self.clone();
+        let mut put = |name: &str, metric: Registered| {
+            let full = format!("weir_shipper_{name}");
+            let help = METRICS.iter().find(|metric| metric.name == full).map_or("", |metric| metric.help);
+            match metric {
+                Registered::Counter(counter) => registry.register(full, help, counter),
+                Registered::Gauge(gauge) => registry.register(full, help, gauge),
+                Registered::Family(family) => registry.register(full, help, family),
+            }
+        };
+        put("captured_events", Registered::Counter(captured_events));
+        put("captured_packets", Registered::Counter(captured_packets));
+        put("captured_bytes", Registered::Counter(captured_bytes));
+        put("intervals", Registered::Counter(intervals));
+        put("recovered_events", Registered::Counter(recovered_events));
+        put("spooled_batches", Registered::Counter(spooled_batches));
+        put("spooled_bytes", Registered::Counter(spooled_bytes));
+        put("sent_batches", Registered::Counter(sent_batches));
+        put("sent_bytes", Registered::Counter(sent_bytes));
+        put("skips_sent", Registered::Counter(skips_sent));
+        put("journaled_events", Registered::Counter(journaled_events));
+        put("journaled_batches", Registered::Counter(journaled_batches));
+        put("journaled_bytes", Registered::Counter(journaled_bytes));
+        put("dropped_events", Registered::Family(dropped_events));
+        put("dropped_batches", Registered::Family(dropped_batches));
+        put("dropped_bytes", Registered::Family(dropped_bytes));
+        put("in_flight_events", Registered::Gauge(in_flight_events));
+        put("in_flight_batches", Registered::Gauge(in_flight_batches));
+        put("in_flight_bytes", Registered::Gauge(in_flight_bytes));
+        put("spool_bytes", Registered::Gauge(spool_bytes));
+        put("spool_budget_bytes", Registered::Gauge(spool_budget_bytes));
+        put("unacked_batches", Registered::Gauge(unacked_batches));
+        put("connected", Registered::Gauge(connected));
+        put("connects", Registered::Counter(connects));
+        put("disconnects", Registered::Family(disconnects));
+        put("epochs", Registered::Family(epochs));
+        put("disk_full", Registered::Counter(disk_full));
+        put("clock_steps", Registered::Counter(clock_steps));
+    }
+
+    /// Counts what will never be delivered.
+    pub(crate) fn dropped(&self, reason: LossReason, amount: Amount) {
+        let Amount { batches, events, bytes } = amount;
+        let label = [("reason", reason.as_str())];
+        self.dropped_events.get_or_create(&label).inc_by(events);
+        self.dropped_batches.get_or_create(&label).inc_by(batches);
+        self.dropped_bytes.get_or_create(&label).inc_by(bytes);
+    }
+
+    /// Counts what the aggregator has synced.
+    pub(crate) fn journaled(&self, amount: Amount) {
+        let Amount { batches, events, bytes } = amount;
+        self.journaled_events.inc_by(events);
+        self.journaled_batches.inc_by(batches);
+        self.journaled_bytes.inc_by(bytes);
+    }
+
+    /// Sets what waits in the spool.
+    pub(crate) fn in_flight(&self, amount: Amount) {
+        let Amount { batches, events, bytes } = amount;
+        self.in_flight_events.set(events);
+        self.in_flight_batches.set(batches);
+        self.in_flight_bytes.set(bytes);
+    }
+
+    /// Events dropped for any reason.
+    pub fn dropped_events_sum(&self) -> u64 {
+        LossReason::ALL.iter().map(|reason| self.dropped_events_of(*reason)).sum()
+    }
+
+    /// Events dropped for one reason.
+    pub fn dropped_events_of(&self, reason: LossReason) -> u64 {
+        self.dropped_events.get(&[("reason", reason.as_str())]).map_or(0, |counter| counter.get())
+    }
+}
+
+enum Registered {
+    Counter(Counter),
+    Gauge(Gauge<u64, AtomicU64>),
+    Family(ByLabel),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_what_a_scrape_shows() {
+        let metrics = Metrics::default();
+        metrics.dropped(LossReason::Budget, Amount { batches: 1, events: 2, bytes: 3 });
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for Metric { name, kind, help, .. } in METRICS {
+            assert!(text.contains(&format!("# HELP {name} {help}.\n")), "{name}\n{text}");
+            assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name}");
+        }
+        assert_eq!(text.matches("# TYPE").count(), METRICS.len());
+        assert!(text.contains("weir_shipper_dropped_events_total{reason=\"budget\"} 2\n"), "{text}");
+        assert_eq!(metrics.dropped_events_sum(), 2);
+    }
+}

@@ -1,0 +1,305 @@
+//! Where records come from, and the loop that brings them into the spool.
+//!
+//! Owns the order that makes a death at any point harmless: the frozen interval is read, stored and synced, and only
+//! then released. Runs on a thread of its own; the app starts and stops it. A full disk holds the loop up, not the
+//! kernel: it goes on counting into the other map, then into the overflow record.
+
+mod generator;
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use weir_common::admin::Health;
+use weir_common::clock::now_ns;
+use weir_common::crash;
+use weir_schema::values::{LossReason, LossStage};
+
+pub use generator::{Generator, GeneratorError, GeneratorOptions};
+
+use crate::batch::{self, BatchError, EncodedBatch};
+use crate::flow::{FlowRecord, LossRecord};
+use crate::metrics::Metrics;
+use crate::probe::{Capture, CaptureError};
+use crate::spool::{Appended, CaptureKey, Id, Spool, SpoolError};
+
+/// How long to wait for room on a full disk, at first and at most.
+const FULL_DISK_WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// A step of the wall clock against the monotonic one that is worth a line.
+const CLOCK_STEP: Duration = Duration::from_millis(500);
+/// The subject of readiness that the loop speaks for.
+const SUBJECT: &str = "spool";
+
+/// What is drained.
+#[derive(Debug)]
+pub enum Source {
+    /// The kernel's maps.
+    Capture(Box<Capture>),
+    /// Made-up events with known ids.
+    Generator(Generator),
+}
+
+/// What one interval held.
+#[derive(Debug, Default)]
+struct Read {
+    flows: Vec<FlowRecord>,
+    losses: Vec<LossRecord>,
+    packets: u64,
+    bytes: u64,
+}
+
+/// Why the loop ended. What was not stored is still with the source.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The kernel's side.
+    #[error("drain the capture")]
+    Capture(#[from] CaptureError),
+    /// The generator's side.
+    #[error("generate events")]
+    Generator(#[from] GeneratorError),
+    /// The encoder.
+    #[error("encode an interval")]
+    Batch(#[from] BatchError),
+    /// The spool, other than for want of room.
+    #[error("store an interval")]
+    Spool(#[from] SpoolError),
+}
+
+impl Source {
+    fn id(&self) -> Id {
+        match self {
+            Self::Capture(capture) => capture.source_id(),
+            Self::Generator(generator) => generator.source_id(),
+        }
+    }
+
+    fn frozen(&self) -> Result<Option<u64>, SourceError> {
+        match self {
+            Self::Capture(capture) => Ok(capture.frozen()?),
+            Self::Generator(generator) => Ok(generator.frozen()),
+        }
+    }
+
+    fn read(&mut self, interval: u64) -> Result<Read, SourceError> {
+        match self {
+            Self::Capture(capture) => {
+                let drained = capture.read(interval)?;
+                let sum = drained.totals.sum();
+                let (flows, losses) = (drained.records, drained.losses);
+                Ok(Read { flows, losses, packets: sum.packets, bytes: sum.bytes })
+            }
+            Self::Generator(generator) => {
+                let flows = generator.read(interval);
+                let packets = flows.iter().map(|flow| flow.src_packets + flow.dst_packets).sum();
+                let bytes = flows.iter().map(|flow| flow.src_bytes.saturating_add(flow.dst_bytes)).sum();
+                Ok(Read { flows, losses: Vec::new(), packets, bytes })
+            }
+        }
+    }
+
+    fn release(&mut self, interval: u64) -> Result<(), SourceError> {
+        match self {
+            Self::Capture(capture) => Ok(capture.release(interval)?),
+            Self::Generator(generator) => Ok(generator.release(interval)?),
+        }
+    }
+
+    /// How many intervals are drained once more when the loop is stopped: of a capture what is frozen, and what was
+    /// being written.
+    fn last_drains(&self) -> u32 {
+        match self {
+            Self::Capture(_) => 2,
+            Self::Generator(_) => 0,
+        }
+    }
+}
+
+/// The loop.
+#[derive(Debug)]
+pub struct Drain {
+    /// What is drained.
+    pub source: Source,
+    /// Where to.
+    pub spool: Spool,
+    /// Between two drains of a capture.
+    pub interval: Duration,
+    /// Where a batch is closed, in bytes before compression.
+    pub body_bytes: usize,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Who is told of a full disk.
+    pub health: Health,
+}
+
+/// Whether the loop was told to stop while it waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    Over,
+    Stopped,
+}
+
+impl Drain {
+    /// Runs until `stop`'s sender is dropped, or a generator has made all its events. Gives the spool back.
+    pub fn run(mut self, stop: &Receiver<()>) -> Result<Spool, SourceError> {
+        let mut due = Instant::now();
+        let mut clock = ClockWatch::new();
+        loop {
+            let now = Instant::now();
+            due = match &self.source {
+                // A late drain is not made up for: the interval was longer.
+                Source::Capture(_) => (due + self.interval).max(now),
+                Source::Generator(generator) => match generator.due() {
+                    Some(due) => due,
+                    None => return Ok(self.spool),
+                },
+            };
+            if wait(stop, due.saturating_duration_since(now)) == Wait::Stopped {
+                break;
+            }
+            if clock.stepped() {
+                self.metrics.clock_steps.inc();
+            }
+            if self.drain(stop)? == Wait::Stopped {
+                return Ok(self.spool);
+            }
+        }
+        for _ in 0..self.source.last_drains() {
+            self.drain(stop)?;
+        }
+        Ok(self.spool)
+    }
+
+    /// Stores the frozen interval if it is not stored yet, then releases it.
+    fn drain(&mut self, stop: &Receiver<()>) -> Result<Wait, SourceError> {
+        let Some(interval) = self.source.frozen()? else { return Ok(Wait::Over) };
+        let key = CaptureKey { source: self.source.id(), interval };
+        if !self.spool.holds(key) && self.store(key, stop)? == Wait::Stopped {
+            return Ok(Wait::Stopped);
+        }
+        self.source.release(interval)?;
+        crash::point("spool.released");
+        self.spool.free()?;
+        Ok(Wait::Over)
+    }
+
+    fn store(&mut self, key: CaptureKey, stop: &Receiver<()>) -> Result<Wait, SourceError> {
+        let mut read = self.source.read(key.interval)?;
+        read.losses.extend(self.gap(key));
+        let batches = batch::encode(&read.flows, &read.losses, self.body_bytes)?;
+        if self.append(key, &batches, stop)? == Wait::Stopped {
+            return Ok(Wait::Stopped);
+        }
+        self.metrics.intervals.inc();
+        self.metrics.captured_events.inc_by(batches.iter().map(|batch| u64::from(batch.events)).sum());
+        self.metrics.captured_packets.inc_by(read.packets);
+        self.metrics.captured_bytes.inc_by(read.bytes);
+        Ok(Wait::Over)
+    }
+
+    /// Appends, however long the disk is full. When stopped meanwhile the interval stays with the source.
+    fn append(
+        &mut self,
+        key: CaptureKey,
+        batches: &[EncodedBatch],
+        stop: &Receiver<()>,
+    ) -> Result<Wait, SourceError> {
+        let (mut delay, longest) = FULL_DISK_WAIT;
+        let mut full = false;
+        loop {
+            match self.spool.append(key, batches) {
+                Ok(Appended::Stored | Appended::Dropped) => {
+                    if full {
+                        tracing::info!("the spool has room again");
+                        self.health.ready(SUBJECT);
+                    }
+                    return Ok(Wait::Over);
+                }
+                Err(error) if error.is_full() => {
+                    full = true;
+                    tracing::error!(%error, source = %root(&error), "disk full: the interval waits in the kernel");
+                    self.health.unready(SUBJECT, format!("disk full: {error}"));
+                    self.metrics.disk_full.inc();
+                    if wait(stop, delay) == Wait::Stopped {
+                        return Ok(Wait::Stopped);
+                    }
+                    delay = (delay * 2).min(longest);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// What must have been lost between the newest interval in the spool and this one.
+    fn gap(&self, key: CaptureKey) -> Option<LossRecord> {
+        let last = self.spool.last_key()?;
+        let now = now_ns();
+        let since = self.spool.last_time_ns().unwrap_or(now);
+        let lost = |stage, reason| {
+            Some(LossRecord {
+                stage,
+                reason,
+                count: None,
+                bytes: None,
+                first_ns: since.min(now),
+                last_ns: now,
+            })
+        };
+        if last.source == key.source {
+            if key.interval <= last.interval + 1 {
+                return None;
+            }
+            tracing::error!(
+                last = last.interval,
+                next = key.interval,
+                "intervals are missing from the spool"
+            );
+            return lost(LossStage::Spool, LossReason::Corrupt);
+        }
+        // A source's id begins with the boot's.
+        if last.source[..4] == key.source[..4] {
+            return None;
+        }
+        tracing::warn!("the node was started anew: what the kernel counted last is lost");
+        lost(LossStage::Capture, LossReason::Reboot)
+    }
+}
+
+/// Waits for a time or for the stop.
+fn wait(stop: &Receiver<()>, time: Duration) -> Wait {
+    match stop.recv_timeout(time) {
+        Err(RecvTimeoutError::Timeout) => Wait::Over,
+        Ok(()) | Err(RecvTimeoutError::Disconnected) => Wait::Stopped,
+    }
+}
+
+fn root(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+/// Compares the wall clock with the monotonic one.
+#[derive(Debug)]
+struct ClockWatch {
+    began: Instant,
+    wall_ns: i64,
+}
+
+impl ClockWatch {
+    fn new() -> Self {
+        Self { began: Instant::now(), wall_ns: now_ns() }
+    }
+
+    fn stepped(&mut self) -> bool {
+        let now = Self::new();
+        let elapsed = i64::try_from((now.began - self.began).as_nanos()).unwrap_or(i64::MAX);
+        let step = now.wall_ns.saturating_sub(self.wall_ns).saturating_sub(elapsed);
+        *self = now;
+        let stepped = u128::from(step.unsigned_abs()) > CLOCK_STEP.as_nanos();
+        if stepped {
+            tracing::warn!(step_ms = step / 1_000_000, "the wall clock was stepped");
+        }
+        stepped
+    }
+}

@@ -1,0 +1,381 @@
+//! The spool as its reader sees it: what is to be sent next, what was acknowledged.
+//!
+//! Owns the one lock over the ledger and the state file. A change that must not be forgotten is in the state file, and
+//! synced, before it is acted on; the lock is held over that short write, so that writer and client cannot disagree.
+//! Used by the client (through clones) and by the spool's writer; the client calls what may sync from blocking threads.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use weir_common::crash;
+use weir_common::id::{hex, random_id};
+use weir_common::log::{LogError, LogReader};
+use weir_schema::values::{LossReason, LossStage};
+
+use super::epoch::{Amount, Tombstone};
+use super::image::{self, Dropped};
+use super::ledger::{BeyondLast, Ledger, Next};
+use super::record::{Id, RecordError, SpoolRecord};
+use super::state::{StateError, StateFile};
+use crate::metrics::Metrics;
+
+/// How many numbers are marked as sent ahead of their sending, so that the state is not written for each.
+const RESERVE: u64 = 64;
+
+/// A clone of the handle shares the spool.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    shared: Arc<Shared>,
+}
+
+/// Where a stream begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The oldest epoch with numbers that wait, else the current one.
+    pub epoch: Id,
+    /// The first number that waits; one past the last if none does.
+    pub first_number: u64,
+    /// The last number given out.
+    pub last_number: u64,
+    /// The journal that batches went to before.
+    pub journal: Option<Id>,
+}
+
+/// What a Welcome means for the spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Welcomed {
+    /// Send from this number on.
+    From(u64),
+    /// The spool was behind and gave its numbers to a new epoch: say Hello again.
+    Renumbered,
+    /// The journal is another one: nothing may be sent to it.
+    OtherJournal {
+        /// The one that batches went to.
+        bound: Id,
+    },
+}
+
+/// What is sent next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outgoing {
+    /// Batches with contiguous numbers, of one record.
+    Batches(Vec<OutgoingBatch>),
+    /// Numbers that will never be sent.
+    Skip(Tombstone),
+    /// The epoch ends here.
+    End,
+}
+
+/// A numbered batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutgoingBatch {
+    /// Its number.
+    pub number: u64,
+    /// Its bytes.
+    pub payload: Bytes,
+    /// Its rows.
+    pub events: u32,
+}
+
+/// What waits in the spool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Numbers without an acknowledgement, skips included.
+    pub numbers: u64,
+    /// What is in the records among them.
+    pub records: Amount,
+}
+
+/// Reading or marking failed; the spool stays as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum OutboxError {
+    /// The state file.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The log, other than by damage.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    inner: Mutex<Inner>,
+    grown: Condvar,
+    waiting: watch::Sender<Waiting>,
+    pub(super) reader: LogReader,
+    pub(super) metrics: Metrics,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) shipper: Id,
+    pub(super) ledger: Ledger,
+    pub(super) dropped: Option<Dropped>,
+    pub(super) state: StateFile,
+}
+
+impl Inner {
+    pub(super) fn save(&mut self) -> Result<(), StateError> {
+        let state = image::save(self.shipper, &self.ledger, self.dropped);
+        self.state.save(&state)
+    }
+}
+
+impl Outbox {
+    pub(super) fn new(inner: Inner, reader: LogReader, metrics: Metrics) -> Self {
+        let (waiting, _) = watch::channel(Waiting::default());
+        let outbox = Self {
+            shared: Arc::new(Shared {
+                inner: Mutex::new(inner),
+                grown: Condvar::new(),
+                waiting,
+                reader,
+                metrics,
+            }),
+        };
+        outbox.changed(&outbox.lock());
+        outbox
+    }
+
+    /// The id that the spool was made with.
+    pub fn shipper(&self) -> Id {
+        self.lock().shipper
+    }
+
+    /// Where the next stream begins.
+    pub fn head(&self) -> Head {
+        let mut inner = self.lock();
+        let journal = inner.ledger.journal;
+        let ledger = &mut inner.ledger;
+        let oldest = ledger.epochs.iter().position(|epoch| !epoch.is_done());
+        let epoch = match oldest {
+            Some(index) => &ledger.epochs[index],
+            None => &*ledger.current(),
+        };
+        Head { epoch: epoch.id, first_number: epoch.acked + 1, last_number: epoch.last(), journal }
+    }
+
+    /// What waits, and a way to be told when it changes.
+    pub fn waiting(&self) -> watch::Receiver<Waiting> {
+        self.shared.waiting.subscribe()
+    }
+
+    /// Settles with a journal what it has of an epoch. Binds the spool to the first one it meets.
+    pub fn welcome(&self, epoch: &Id, journal: Id, journaled: u64) -> Result<Welcomed, OutboxError> {
+        let mut inner = self.lock();
+        match inner.ledger.journal {
+            Some(bound) if bound != journal => return Ok(Welcomed::OtherJournal { bound }),
+            Some(_) => {}
+            None => {
+                inner.ledger.journal = Some(journal);
+                if let Err(error) = inner.save() {
+                    inner.ledger.journal = None;
+                    return Err(error.into());
+                }
+                crash::point("client.bound");
+            }
+        }
+        let last = inner.ledger.epoch(epoch).map_or(0, |epoch| epoch.last());
+        if journaled > last {
+            tracing::error!(
+                epoch = hex(epoch),
+                journaled,
+                last,
+                "the spool is behind the journal: its disk went back in time; what waits is sent under a new epoch, and may be doubled"
+            );
+            self.renumber_locked(&mut inner, epoch, "behind")?;
+            return Ok(Welcomed::Renumbered);
+        }
+        if inner.ledger.rewind(epoch, journaled) {
+            tracing::error!(
+                epoch = hex(epoch),
+                journaled,
+                "the journal has less than it acknowledged: the numbers between are declared as lost there"
+            );
+            inner.save()?;
+        }
+        self.ack_locked(&mut inner, epoch, journaled);
+        Ok(Welcomed::From(journaled + 1))
+    }
+
+    /// What follows in an epoch from `number` on; waits up to `patience` for it. Marks it as sent, synced, before it
+    /// is given out. Blocks on the disk.
+    pub fn next(&self, epoch: &Id, number: u64, patience: Duration) -> Result<Option<Outgoing>, OutboxError> {
+        let mut inner = self.lock();
+        let mut next = inner.ledger.next(epoch, number);
+        if next == Next::Nothing {
+            let waited = self.shared.grown.wait_timeout(inner, patience);
+            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+            next = inner.ledger.next(epoch, number);
+        }
+        let (position, index) = match next {
+            Next::Nothing => return Ok(None),
+            Next::End => return Ok(Some(Outgoing::End)),
+            Next::Skip(mut tombstone) => {
+                tombstone.from = number;
+                self.reserve(&mut inner, epoch, tombstone.to)?;
+                return Ok(Some(Outgoing::Skip(tombstone)));
+            }
+            Next::Batch { position, index } => (position, index),
+        };
+        // The record is read without the lock: what is marked as sent is not dropped. All batches of the record that
+        // no tombstone stands between are given out together.
+        let until = inner.ledger.end_of_run(epoch, number);
+        self.reserve(&mut inner, epoch, until)?;
+        drop(inner);
+        let record = match self.shared.reader.read(position) {
+            Ok(Some(frame)) => SpoolRecord::parse(frame),
+            Ok(None) => return Ok(None),
+            // Acknowledged meanwhile, on another stream, and gone.
+            Err(LogError::Damaged { .. } | LogError::Removed { .. }) if !self.needs(position) => {
+                return Ok(None);
+            }
+            Err(LogError::Damaged { path, offset, reason, .. }) => {
+                tracing::error!(path = %path.display(), offset, reason, "spool record is damaged: it is declared as lost");
+                self.lose(position)?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let batches = record.map(|record| {
+            let rest = record.batches.into_iter().skip(index).take((until - number + 1) as usize);
+            let numbered = (number..).zip(rest);
+            numbered.map(|(number, batch)| OutgoingBatch {
+                number,
+                payload: batch.payload,
+                events: batch.events,
+            })
+        });
+        match batches.map(Iterator::collect::<Vec<_>>) {
+            Ok(batches) if !batches.is_empty() => Ok(Some(Outgoing::Batches(batches))),
+            Ok(_) => self.lose_unreadable(
+                position,
+                &RecordError::Field { what: "spool record", field: "batches", value: 0 },
+            ),
+            Err(error) => self.lose_unreadable(position, &error),
+        }
+    }
+
+    /// All numbers up to this one are journaled.
+    pub fn ack(&self, epoch: &Id, number: u64) -> Result<(), BeyondLast> {
+        let mut inner = self.lock();
+        let last = inner.ledger.epoch(epoch).map_or(0, |epoch| epoch.last());
+        if number > last {
+            return Err(BeyondLast { number, last });
+        }
+        self.ack_locked(&mut inner, epoch, number);
+        Ok(())
+    }
+
+    /// The aggregator will never take this batch: it becomes a loss.
+    pub fn reject(&self, epoch: &Id, number: u64) -> Result<(), OutboxError> {
+        let mut inner = self.lock();
+        let lost = inner.ledger.reject(epoch, number);
+        self.shared.metrics.dropped(LossReason::Rejected, lost);
+        self.changed(&inner);
+        Ok(inner.save()?)
+    }
+
+    /// Binds the spool to another journal, or to the next one it meets: what waits gets new epochs, and a loss record
+    /// says that events may be doubled.
+    pub fn rebind(&self, journal: Option<Id>) -> Result<(), OutboxError> {
+        let mut inner = self.lock();
+        let ids: Vec<Id> = inner.ledger.epochs.iter().map(|epoch| epoch.id).collect();
+        for id in ids {
+            inner.ledger.renumber(&id, random_id());
+        }
+        let now = weir_common::clock::now_ns();
+        let said = Tombstone {
+            from: 0,
+            to: 0,
+            stage: LossStage::Delivery,
+            reason: LossReason::Rebind,
+            events: Some(0),
+            bytes: Some(0),
+            first_ns: now,
+            last_ns: now,
+        };
+        inner.ledger.lose_new(said, 1);
+        inner.ledger.journal = journal;
+        self.shared.metrics.epochs.get_or_create(&[("reason", "rebind")]).inc();
+        self.changed(&inner);
+        Ok(inner.save()?)
+    }
+
+    /// The aggregator does not know this epoch, or has other batches under its numbers: a new one takes over.
+    pub fn renumber(&self, epoch: &Id, reason: &'static str) -> Result<(), OutboxError> {
+        self.renumber_locked(&mut self.lock(), epoch, reason)
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change is finished before anything that could panic.
+        self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// Tells everybody who waits; called with the lock held, after a change.
+    pub(super) fn changed(&self, inner: &Inner) {
+        let waiting = Waiting { numbers: inner.ledger.waiting(), records: inner.ledger.pending };
+        self.shared.metrics.in_flight(waiting.records);
+        self.shared.waiting.send_replace(waiting);
+        self.shared.grown.notify_all();
+    }
+
+    fn ack_locked(&self, inner: &mut Inner, epoch: &Id, number: u64) {
+        // Checked by both callers.
+        let Ok(done) = inner.ledger.ack(epoch, number) else { return };
+        self.shared.metrics.journaled(done);
+        self.changed(inner);
+    }
+
+    fn reserve(&self, inner: &mut Inner, epoch: &Id, number: u64) -> Result<(), OutboxError> {
+        let Some((before, _)) = inner.ledger.reserve(epoch, number, RESERVE) else { return Ok(()) };
+        if let Err(error) = inner.save() {
+            inner.ledger.unreserve(epoch, before);
+            return Err(error.into());
+        }
+        crash::point("client.reserved");
+        Ok(())
+    }
+
+    fn renumber_locked(
+        &self,
+        inner: &mut Inner,
+        epoch: &Id,
+        reason: &'static str,
+    ) -> Result<(), OutboxError> {
+        let new = random_id();
+        let before = inner.ledger.clone();
+        let moved = inner.ledger.renumber(epoch, new);
+        if let Err(error) = inner.save() {
+            inner.ledger = before;
+            return Err(error.into());
+        }
+        tracing::warn!(old = hex(epoch), new = hex(&new), reason, batches = moved.batches, "new epoch");
+        self.shared.metrics.epochs.get_or_create(&[("reason", reason)]).inc();
+        Ok(())
+    }
+
+    fn needs(&self, position: u64) -> bool {
+        self.lock().ledger.needs(&(position..position + 1))
+    }
+
+    fn lose(&self, position: u64) -> Result<(), OutboxError> {
+        let mut inner = self.lock();
+        let lost = inner.ledger.lose(&(position..position + 1), LossStage::Spool, LossReason::Corrupt);
+        self.shared.metrics.dropped(LossReason::Corrupt, lost);
+        self.changed(&inner);
+        Ok(inner.save()?)
+    }
+
+    fn lose_unreadable(&self, position: u64, error: &RecordError) -> Result<Option<Outgoing>, OutboxError> {
+        tracing::error!(position, %error, "spool record makes no sense: it is declared as lost");
+        self.lose(position)?;
+        Ok(None)
+    }
+}
