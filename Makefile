@@ -24,7 +24,7 @@ lint: ## check layout, lints, licences and sources of dependencies
 	@scripts/lint.sh
 
 generate: ## renew the generated files: protobuf code, schemas, references, golden files
-	@WEIR_REGENERATE=1 scripts/test.sh --no-fail-fast --test '*generated*'
+	@WEIR_REGENERATE=1 cargo test --locked --workspace --test 'generated*'
 
 ebpf: ## rebuild the kernel programs and the committed object
 	@scripts/ebpf.sh setup && scripts/ebpf.sh build
