@@ -1,0 +1,55 @@
+//! The order of rows within a row group: the kind's sort fields, then the order of arrival.
+//!
+//! Texts are dictionaries, so each distinct text is compared once and rows are sorted by numbers.
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array};
+use arrow::compute::take_record_batch;
+use arrow::datatypes::{TimestampMicrosecondType, UInt32Type};
+use arrow::error::ArrowError;
+use weir_schema::Kind;
+
+/// Sorts a conforming batch; nulls come first.
+pub(super) fn sort(kind: Kind, batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let rows = u32::try_from(batch.num_rows())
+        .map_err(|_| ArrowError::InvalidArgumentError("more than 2^32 rows".to_owned()))?;
+    // At most two texts and a time: the texts' ranks share one word.
+    let mut order: Vec<(u64, i64, u32)> = (0..rows).map(|row| (0, 0, row)).collect();
+    for name in kind.sort_fields() {
+        let Some(column) = batch.column_by_name(name) else { continue };
+        if let Some(times) = column.as_primitive_opt::<TimestampMicrosecondType>() {
+            for (entry, time) in order.iter_mut().zip(times.values()) {
+                entry.1 = *time;
+            }
+        } else if let Some(ranks) = ranks(column) {
+            for (entry, rank) in order.iter_mut().zip(ranks) {
+                entry.0 = entry.0 << 32 | u64::from(rank);
+            }
+        }
+    }
+    if order.is_sorted() {
+        return Ok(batch.clone());
+    }
+    order.sort_unstable();
+    let indices = UInt32Array::from_iter_values(order.into_iter().map(|(_, _, row)| row));
+    take_record_batch(batch, &indices)
+}
+
+/// For each row the rank of its text among the distinct texts, from 1; 0 for null.
+fn ranks(column: &ArrayRef) -> Option<impl Iterator<Item = u32>> {
+    let dictionary = column.as_dictionary_opt::<UInt32Type>()?;
+    let values = dictionary.values().as_string_opt::<i32>()?;
+    let mut by_text: Vec<usize> = (0..values.len()).collect();
+    by_text.sort_unstable_by_key(|value| values.value(*value));
+    let mut rank_of = vec![0; values.len()];
+    let mut rank = 0;
+    let mut previous = None;
+    for value in by_text {
+        let text = values.value(value);
+        if previous != Some(text) {
+            rank += 1;
+            previous = Some(text);
+        }
+        rank_of[value] = rank;
+    }
+    Some(dictionary.keys().iter().map(move |key| key.map_or(0, |key| rank_of[key as usize])))
+}
