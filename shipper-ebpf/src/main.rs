@@ -15,6 +15,7 @@ mod maps;
 mod owner;
 mod parse;
 mod socks;
+mod timewait;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

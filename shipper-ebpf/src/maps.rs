@@ -46,6 +46,8 @@ pub static PROG_RECV: ProgramArray = ProgramArray::pinned(1, 0);
 pub static PROG_STATE: ProgramArray = ProgramArray::pinned(1, 0);
 #[map]
 pub static PROG_MKDIR: ProgramArray = ProgramArray::pinned(1, 0);
+#[map]
+pub static PROG_FREE: ProgramArray = ProgramArray::pinned(1, 0);
 
 /// 1 where `sock_ops` may ask for the network namespace's cookie (kernel 5.15). A helper that the kernel lacks is dead
 /// code to the verifier behind a frozen 0.
@@ -64,6 +66,14 @@ pub static OFF_KN_ID: Global<u32> = Global::new(0);
 pub static OFF_CGROUP_ROOT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static OFF_ROOT_HIERARCHY: Global<u32> = Global::new(0);
+
+/// Offsets for packets that no full socket receives: `sk_buff.head`, `sk_buff.network_header`, `sock.skc_state`.
+#[unsafe(no_mangle)]
+pub static OFF_SKB_HEAD: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static OFF_SKB_NETWORK: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static OFF_SK_STATE: Global<u32> = Global::new(0);
 
 // What new entries start as. In .rodata, because 184 bytes are a third of a program's stack.
 static FLOW_ZERO: FlowValue = FlowValue::ZERO;

@@ -97,6 +97,12 @@ pub fn report(config: &CaptureConfig) -> CheckReport {
         "tracepoint cgroup_mkdir or its structures are not in the kernel's BTF",
         "a cgroup that is made and removed between two scans has no path, so no container and no pod",
     );
+    line(
+        "offsets of freed packets",
+        features.packet_offsets.is_some(),
+        "sk_buff or sock_common is not in the kernel's BTF",
+        "packets that meet a socket in TIME_WAIT are not counted",
+    );
     match load(&features, config) {
         Ok(statuses) => lines.extend(statuses.into_iter().map(Feature::from)),
         Err(error) => lines.push(Feature {

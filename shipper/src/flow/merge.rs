@@ -7,6 +7,7 @@ use foldhash::fast::FixedState;
 use weir_shipper_ebpf::{FlowKey, FlowValue, ROLE_SERVER, Sock};
 
 const TCP: u8 = 6;
+const FLAG_RST: u32 = 4;
 
 /// One flow of one interval, on its way to a record.
 #[derive(Clone, Debug)]
@@ -35,7 +36,7 @@ pub(crate) fn merge(flows: Vec<(FlowKey, FlowValue)>, socks: &Socks) -> Vec<Entr
     if !handshakes.is_empty() {
         join_handshakes(handshakes, &mut entries, socks);
     }
-    join_translations(entries, socks)
+    join_translations(join_afterlife(entries, socks), socks)
 }
 
 /// Adds the packets of each handshake to the child that came of it. Bytes stay exact whichever child it is: of two
@@ -71,6 +72,45 @@ fn join_handshakes(handshakes: Vec<Entry>, entries: &mut Vec<Entry>, socks: &Soc
         // The SYN-ACK of a translated handshake has another tuple than its SYN: both stay, under the same listener.
         entries.push(handshake);
     }
+}
+
+/// Acknowledgements that the kernel sends for a socket in TIME_WAIT carry no cookie. They belong to the connection that
+/// had the tuple last; without one they stay.
+fn join_afterlife(entries: Vec<Entry>, socks: &Socks) -> Vec<Entry> {
+    let orphan = |entry: &Entry| {
+        let Entry { key, value, .. } = entry;
+        key.protocol == TCP && key.cookie == 0 && value.flags_sent & FLAG_RST == 0
+    };
+    if !entries.iter().any(orphan) {
+        return entries;
+    }
+    let (orphans, mut entries): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(orphan);
+    let mut last: HashMap<Tuple, usize, FixedState> = HashMap::default();
+    for (index, Entry { key, value, .. }) in entries.iter().enumerate().filter(|(_, e)| is_connection(&e.key))
+    {
+        let later = |other: &usize| entries[*other].value.first_ns < value.first_ns;
+        if last.get(&tuple(key)).is_none_or(later) {
+            last.insert(tuple(key), index);
+        }
+    }
+    let mut ended: HashMap<Tuple, (u64, u64), FixedState> = HashMap::default();
+    for (cookie, sock) in socks.iter().filter(|(_, sock)| sock.closed_ns != 0 && is_connection(&sock.key)) {
+        let seen = ended.entry(tuple(&sock.key)).or_insert((sock.start_ns, *cookie));
+        *seen = (*seen).max((sock.start_ns, *cookie));
+    }
+    for mut orphan in orphans {
+        if let Some(index) = last.get(&tuple(&orphan.key)) {
+            add(&mut entries[*index].value, &orphan.value);
+            continue;
+        }
+        if let Some((_, cookie)) = ended.get(&tuple(&orphan.key)) {
+            orphan.key.cookie = *cookie;
+            orphan.value.start_ns = 0;
+            orphan.value.first_direction = 0;
+        }
+        entries.push(orphan);
+    }
+    entries
 }
 
 /// With translation in the socket's own namespace packets leave with one tuple and arrive with another. They are one
@@ -137,7 +177,7 @@ fn add(into: &mut FlowValue, from: &FlowValue) {
     into.sent.bytes += sent.bytes;
     into.received.packets += received.packets;
     into.received.bytes += received.bytes;
-    if from.listener == 0 && last_ns > into.last_ns {
+    if from.listener == 0 && from.state != 0 && last_ns > into.last_ns {
         into.state = state;
         into.srtt_us = srtt_us;
     }
@@ -225,6 +265,24 @@ mod tests {
         let [entry] = &merged[..] else { panic!("{merged:?}") };
         assert_eq!((entry.key, entry.own), (outer, Some(inner)));
         assert_eq!((entry.value.sent.packets, entry.value.received.packets, entry.value.opened), (4, 5, 1));
+    }
+
+    #[test]
+    fn what_the_kernel_says_for_a_dead_socket_is_its_connections() {
+        let mut socks = Socks::default();
+        socks.insert(9, Sock { key: key(9, 3, 4), closed_ns: 5, ..Sock::ZERO });
+        let reset = FlowValue { flags_sent: FLAG_RST, ..value(1, 0) };
+        let flows = vec![
+            (key(8, 1, 2), value(3, 4)),
+            (key(0, 1, 2), value(1, 0)),
+            (key(0, 3, 4), value(1, 0)),
+            (key(0, 5, 6), value(1, 0)),
+            (key(0, 7, 8), reset),
+        ];
+        let mut merged: Vec<_> =
+            merge(flows, &socks).iter().map(|entry| (entry.key.cookie, entry.value.sent.packets)).collect();
+        merged.sort_unstable();
+        assert_eq!(merged, [(0, 1), (0, 1), (8, 4), (9, 1)]);
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(crate) struct KernelFeatures {
     pub sockops_current: bool,
     /// Where to find the id of a cgroup that is being made.
     pub cgroup_offsets: Option<CgroupOffsets>,
+    /// Where to find the headers of a packet that is freed, and the state of its socket.
+    pub packet_offsets: Option<PacketOffsets>,
 }
 
 /// Byte offsets for `cgroups.rs` of the kernel programs.
@@ -31,6 +33,14 @@ pub(crate) struct CgroupOffsets {
     pub kn_id: u32,
     pub cgroup_root: u32,
     pub root_hierarchy: u32,
+}
+
+/// Byte offsets for `timewait.rs` of the kernel programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PacketOffsets {
+    pub skb_head: u32,
+    pub skb_network: u32,
+    pub sk_state: u32,
 }
 
 impl KernelFeatures {
@@ -48,6 +58,7 @@ impl KernelFeatures {
                 && helper(BpfHelper::BPF_FUNC_get_current_comm)
                 && helper(BpfHelper::BPF_FUNC_get_current_cgroup_id),
             cgroup_offsets: types.as_ref().and_then(CgroupOffsets::find),
+            packet_offsets: types.as_ref().and_then(PacketOffsets::find),
         }
     }
 }
@@ -62,6 +73,17 @@ impl CgroupOffsets {
             kn_id: types.offset("kernfs_node", "id")?,
             cgroup_root: types.offset("cgroup", "root")?,
             root_hierarchy: types.offset("cgroup_root", "hierarchy_id")?,
+        })
+    }
+}
+
+impl PacketOffsets {
+    fn find(types: &KernelTypes) -> Option<Self> {
+        Some(Self {
+            skb_head: types.offset("sk_buff", "head")?,
+            skb_network: types.offset("sk_buff", "network_header")?,
+            // The common part comes first in every kind of socket, TIME_WAIT's too.
+            sk_state: types.offset("sock_common", "skc_state")?,
         })
     }
 }

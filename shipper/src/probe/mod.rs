@@ -39,6 +39,8 @@ pub(crate) fn open_object(
         cgroup_root: 0,
         root_hierarchy: 0,
     });
+    let packet =
+        features.packet_offsets.unwrap_or(kernel::PacketOffsets { skb_head: 0, skb_network: 0, sk_state: 0 });
     EbpfLoader::new()
         .override_global("HAS_SOCKOPS_NETNS", &netns, true)
         .override_global("HAS_SOCKOPS_CURRENT", &current, true)
@@ -46,6 +48,9 @@ pub(crate) fn open_object(
         .override_global("OFF_KN_ID", &offsets.kn_id, true)
         .override_global("OFF_CGROUP_ROOT", &offsets.cgroup_root, true)
         .override_global("OFF_ROOT_HIERARCHY", &offsets.root_hierarchy, true)
+        .override_global("OFF_SKB_HEAD", &packet.skb_head, true)
+        .override_global("OFF_SKB_NETWORK", &packet.skb_network, true)
+        .override_global("OFF_SK_STATE", &packet.sk_state, true)
         .map_max_entries("FLOWS_A", config.flow_entries)
         .map_max_entries("FLOWS_B", config.flow_entries)
         .map_max_entries("SOCKS", config.socket_entries)

@@ -68,6 +68,13 @@ const PROGRAMS: &[Spec] = &[
         needed: false,
         cost: "the end of connections older than the shipper is not seen",
     },
+    Spec {
+        name: "free",
+        place: Place::Tracepoint { name: "kfree_skb", dispatcher: "free_dispatch", array: "PROG_FREE" },
+        needed: false,
+        cost: "packets that meet a socket in TIME_WAIT are not counted: a FIN per connection that this side closes \
+               first (kernel 6.11 tells the socket)",
+    },
     Spec { name: "connect4", place: Place::Cgroup(10), needed: false, cost: "IPv4 clients have no process" },
     Spec { name: "connect6", place: Place::Cgroup(11), needed: false, cost: "IPv6 clients have no process" },
     Spec {
