@@ -1,6 +1,7 @@
 //! What `weir up` says at its end: DuckDB's answers from the Parquet files that were just written, and how to ask again.
 
 use std::fs::{self, File};
+use std::io::{Write, stdout};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -12,17 +13,17 @@ use crate::duckdb;
 /// and prints it. A missing DuckDB is no error: the script says how to go on by hand.
 pub(crate) fn print(data: &Path, since: &str, script: &Path) -> anyhow::Result<()> {
     if !has_parquet(data) {
-        println!("\nNothing was recorded: there is no Parquet file in {}.", data.display());
+        writeln!(stdout(), "\nNothing was recorded: there is no Parquet file in {}.", data.display())?;
         return Ok(());
     }
     let sql = sql(data, since);
     fs::write(script, &sql).with_context(|| format!("write {}", script.display()))?;
     let Some(program) = duckdb::find() else {
-        println!("\nDuckDB is not here, so there is no summary. Get it with `make setup` or `pip install duckdb-cli`, then:");
-        println!("\n  duckdb -box < {}\n\n{sql}", duckdb::shell(script));
+        writeln!(stdout(), "\nDuckDB is not here, so there is no summary. Get it with `make setup` or `pip install duckdb-cli`, then:")?;
+        writeln!(stdout(), "\n  duckdb -box < {}\n\n{sql}", duckdb::shell(script))?;
         return Ok(());
     };
-    println!();
+    writeln!(stdout())?;
     // `-init /dev/null`: somebody's ~/.duckdbrc must not change the answer.
     let status = Command::new(&program)
         .args(["-init", "/dev/null", "-box"])
@@ -31,7 +32,7 @@ pub(crate) fn print(data: &Path, since: &str, script: &Path) -> anyhow::Result<(
         .status()
         .with_context(|| format!("start {}", program.display()))?;
     anyhow::ensure!(status.success(), "{} < {} failed: {status}", program.display(), script.display());
-    println!("\nTo ask again: {} -box < {}\n\n{sql}", duckdb::shell(&program), duckdb::shell(script));
+    writeln!(stdout(), "\nTo ask again: {} -box < {}\n\n{sql}", duckdb::shell(&program), duckdb::shell(script))?;
     Ok(())
 }
 

@@ -39,6 +39,7 @@ pub(super) fn aggregator(folders: &Folders, networks: &[String]) -> Value {
         ("journal.dir", json!(folders.state.join("journal"))),
         ("parquet.dir", json!(folders.data)),
         ("parquet.roll_age", json!("5s")),
+        ("networks", json!([{ "name": "demo", "cidrs": [hosts::NETWORK] }])),
         ("enrolment.nodes", json!([{ "name": host::name(), "cidrs": networks }])),
     ])
 }

@@ -5,9 +5,10 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tokio::sync::watch;
 use weir_proto::v1::{ObserveReply, Status};
 
-use super::time;
+use super::metrics::Health;
 use crate::line;
 use crate::screen::Screen;
 use crate::units;
@@ -15,6 +16,9 @@ use crate::units;
 /// Counters and lines of one run.
 pub(super) struct Live {
     screen: Screen,
+    /// Whether the reader of our output went away: nothing more is written.
+    gone: bool,
+    health: watch::Receiver<Health>,
     /// Process ids of Weir itself, whose lines are left out; empty to show them.
     own: Vec<u64>,
     started: Instant,
@@ -36,14 +40,15 @@ struct Sample {
     at: Instant,
     events: u64,
     bytes: u64,
-    lag: Duration,
 }
 
 impl Live {
-    pub(super) fn new(own: Vec<u64>) -> Self {
+    pub(super) fn new(own: Vec<u64>, health: watch::Receiver<Health>) -> Self {
         let now = Instant::now();
         Self {
             screen: Screen::new(),
+            gone: false,
+            health,
             own,
             started: now,
             window: VecDeque::new(),
@@ -59,27 +64,35 @@ impl Live {
         }
     }
 
+    /// Whether anybody still reads.
+    pub(super) fn is_read(&self) -> bool {
+        !self.gone
+    }
+
     /// A line of our own.
-    pub(super) fn say(&mut self, text: &str) -> io::Result<()> {
-        self.screen.line(text)
+    pub(super) fn say(&mut self, text: &str) {
+        self.write(|screen| screen.line(text));
+    }
+
+    fn write(&mut self, write: impl FnOnce(&mut Screen) -> io::Result<()>) {
+        self.gone = self.gone || write(&mut self.screen).is_err();
     }
 
     /// Shows what the aggregator sent.
-    pub(super) fn reply(&mut self, reply: ObserveReply) -> io::Result<()> {
+    pub(super) fn reply(&mut self, reply: ObserveReply) {
         let ObserveReply { events, missed, status } = reply;
         self.missed += missed;
         if let Some(status) = status {
             self.status = status;
         }
         let style = self.screen.style();
-        let mut sample = Sample { at: Instant::now(), events: 0, bytes: 0, lag: Duration::ZERO };
+        let mut sample = Sample { at: Instant::now(), events: 0, bytes: 0 };
         let mut lines = Vec::new();
         for event in &events {
             let value: Value = serde_json::from_str(&event.json).unwrap_or_default();
             self.seen += 1;
             sample.events += 1;
             sample.bytes += primary_bytes(&value);
-            sample.lag = sample.lag.max(age(&value));
             self.demo += u64::from(line::is_demo(&value));
             if self.is_own(&value) {
                 self.hidden += 1;
@@ -91,11 +104,11 @@ impl Live {
             }
         }
         self.window.push_back(sample);
-        self.screen.lines(lines.iter().map(String::as_str))
+        self.write(|screen| screen.lines(lines.iter().map(String::as_str)));
     }
 
     /// To be called several times a second.
-    pub(super) fn tick(&mut self) -> io::Result<()> {
+    pub(super) fn tick(&mut self) {
         let now = Instant::now();
         while self.window.front().is_some_and(|sample| now - sample.at > WINDOW) {
             self.window.pop_front();
@@ -104,49 +117,51 @@ impl Live {
             self.allowance = LINES_PER_SECOND;
             self.allowance_due = now + Duration::from_secs(1);
             if self.unshown > 0 {
-                let note = format!("             … {} more, too many to read", units::count(std::mem::take(&mut self.unshown)));
-                self.screen.line(&note)?;
+                let unshown = units::count(std::mem::take(&mut self.unshown));
+                self.say(&format!("             … {unshown} more, too many to read"));
             }
         }
         if self.screen.is_terminal() {
-            self.screen.footer(&format!(" {} ", self.footer(now)))
+            let footer = format!(" {} ", self.footer(now));
+            self.write(|screen| screen.footer(&footer));
         } else if now >= self.footer_due {
             self.footer_due = now + FOOTER_EVERY_LINE;
-            let footer = format!("-- {}", self.footer(now));
-            self.screen.line(&footer)
-        } else {
-            Ok(())
+            self.say(&format!("-- {}", self.footer(now)));
         }
     }
 
     /// Takes the footer away and says what was seen in all.
-    pub(super) fn finish(&mut self) -> io::Result<()> {
-        self.screen.footer("")?;
+    pub(super) fn finish(&mut self) {
         let Self { seen, hidden, demo, missed, status, .. } = self;
-        let mut text = format!("{} events journaled, {} lost", units::count(status.journaled_events), units::count(status.lost_events));
-        text.push_str(&format!("; of {} seen here {} were the demo's", units::count(*seen), units::count(*demo)));
+        let mut text = format!(
+            "{} events journaled, {} lost; of {} seen here {} were the demo's",
+            units::count(status.journaled_events),
+            units::count(status.lost_events),
+            units::count(*seen),
+            units::count(*demo),
+        );
         if *hidden > 0 {
-            text.push_str(&format!(" and {} Weir's own (not shown, --own shows them)", units::count(*hidden)));
+            text.push_str(&format!(", {} Weir's own (--own shows them)", units::count(*hidden)));
         }
         if *missed > 0 {
             text.push_str(&format!("; {} passed by unseen", units::count(*missed)));
         }
-        self.screen.line(&text)
+        self.write(|screen| screen.footer(""));
+        self.say(&text);
     }
 
     fn footer(&self, now: Instant) -> String {
         let span = WINDOW.min(now - self.started).as_secs_f64().max(1.0);
         let events: u64 = self.window.iter().map(|sample| sample.events).sum();
         let bytes: u64 = self.window.iter().map(|sample| sample.bytes).sum();
-        let lag = self.window.iter().map(|sample| sample.lag).max().unwrap_or_default();
-        let unwritten: u64 = self.status.sinks.iter().map(|sink| sink.lag_events).max().unwrap_or(0);
+        let Health { journal, parquet, dropped } = *self.health.borrow();
         format!(
-            "{:.1} events/s  {}/s | journaled {}, lag {:.1} s | {} not yet in Parquet | lost {}",
+            "{:.1} events/s  {}/s | oldest not journaled: {:.1} s, not in Parquet: {:.1} s | dropped {}, lost {}",
             events as f64 / span,
             units::bytes((bytes as f64 / span) as u64),
-            units::count(self.status.journaled_events),
-            lag.as_secs_f64(),
-            units::count(unwritten),
+            journal.as_secs_f64(),
+            parquet.as_secs_f64(),
+            units::count(dropped),
             units::count(self.status.lost_events),
         )
     }
@@ -164,14 +179,7 @@ fn primary_bytes(event: &Value) -> u64 {
     ["src_bytes", "dst_bytes"].iter().filter_map(|key| event[*key].as_u64()).sum()
 }
 
-/// How long ago the event's time was.
-fn age(event: &Value) -> Duration {
-    let micros = event["end_time"].as_str().and_then(time::parse_micros);
-    let age = micros.map_or(0, |then| weir_common::clock::now_ns() / 1000 - then);
-    Duration::from_micros(u64::try_from(age).unwrap_or(0))
-}
-
-/// Over which rates and lag are taken.
+/// Over which rates are taken.
 const WINDOW: Duration = Duration::from_secs(5);
 /// How often the footer is a line of its own where it can't be redrawn.
 const FOOTER_EVERY_LINE: Duration = Duration::from_secs(5);

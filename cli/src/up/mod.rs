@@ -6,7 +6,9 @@
 
 mod config;
 mod host;
+mod lag;
 mod live;
+mod metrics;
 mod service;
 mod time;
 
@@ -51,22 +53,23 @@ async fn up(arguments: &arguments::Up) -> anyhow::Result<u8> {
 
     let config = config::shipper(&folders, address, *interval);
     let unload = Unload { config: service::write_config("unload", &config, &folders.state)? };
-    let (mut shipper, _) = Service::start(adopt::SHIPPER, &config, &folders.state).await?;
+    let (mut shipper, shipper_ready) = Service::start(adopt::SHIPPER, &config, &folders.state).await?;
     let mut pids = vec![std::process::id(), shipper.pid(), aggregator.pid()];
     if *own {
         pids.clear();
     }
-    let mut live = Live::new(pids.into_iter().map(u64::from).collect());
+    let health = metrics::follow(&shipper_ready, &ready);
+    let mut live = Live::new(pids.into_iter().map(u64::from).collect(), health);
     live.say(&format!(
         "Watching {} into {} until {}. Times are UTC. From another terminal: weir observe --follow{}",
         host::name(),
         folders.data.display(),
         duration.map_or_else(|| "Ctrl-C".to_owned(), |duration| format!("{} s have passed", duration.as_secs_f64())),
         if address.to_string() == arguments::DEFAULT_AGGREGATOR { String::new() } else { format!(" --aggregator {address}") },
-    ))?;
+    ));
     if let Some(demo) = &mut demo {
         demo.start(&folders.state.join("demo.json"))?;
-        live.say("Lines marked \"demo\" are of two made-up hosts (--no-demo, or DEMO=0, leaves them out).")?;
+        live.say("Lines marked \"demo\" are of two made-up hosts (--no-demo, or DEMO=0, leaves them out).");
     }
 
     let end = duration.map(|duration| Instant::now() + duration);
@@ -78,21 +81,25 @@ async fn up(arguments: &arguments::Up) -> anyhow::Result<u8> {
         status = aggregator.ended() => Some(anyhow::anyhow!("{}", aggregator.obituary(status))),
     };
     if let Some(error) = failure {
-        live.say(&format!("{error:#}"))?;
+        live.say(&format!("{error:#}"));
         code = exit::FAILED;
     }
 
-    live.say("Ending: connections, kernel, spool, journal, Parquet.")?;
+    live.say("Ending: connections, kernel, spool, journal, Parquet.");
     let drained = tokio::select! {
         drained = drain(&mut live, &mut replies, &mut demo, &mut shipper, &mut aggregator) => drained,
         () = stop.asked() => vec![anyhow::anyhow!("asked twice to end: what was not written stays in {}", folders.state.display())],
     };
     for error in drained {
-        live.say(&format!("{error:#}"))?;
+        live.say(&format!("{error:#}"));
         code = if code == exit::OK { exit::DRAIN_TIMED_OUT } else { code };
     }
-    live.finish()?;
+    live.finish();
+    let read = live.is_read();
     drop((live, shipper, aggregator, unload, demo));
+    if !read {
+        return Ok(code);
+    }
     summary::print(&folders.data, &since, &folders.state.join("summary.sql"))?;
     Ok(code)
 }
@@ -112,7 +119,7 @@ fn refuse(folders: &Folders) -> anyhow::Result<Option<u8>> {
     Ok(Some(exit::UNAVAILABLE))
 }
 
-/// Shows events until the time is over; an error is a stream that ended before.
+/// Shows events until the time is over or nobody reads; an error is a stream that ended before.
 async fn watch(live: &mut Live, replies: &mut Streaming<ObserveReply>, end: Option<Instant>) -> anyhow::Result<()> {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -125,9 +132,12 @@ async fn watch(live: &mut Live, replies: &mut Streaming<ObserveReply>, end: Opti
     tokio::pin!(over);
     loop {
         tokio::select! {
-            reply = replies.message() => live.reply(reply?.context("the aggregator ended the stream of events")?)?,
-            _ = ticks.tick() => live.tick()?,
+            reply = replies.message() => live.reply(reply?.context("the aggregator ended the stream of events")?),
+            _ = ticks.tick() => live.tick(),
             () = &mut over => return Ok(()),
+        }
+        if !live.is_read() {
+            return Ok(());
         }
     }
 }
@@ -162,14 +172,15 @@ async fn drain(
         tokio::select! {
             errors = &mut ending => break errors,
             reply = replies.message(), if open => match reply {
-                Ok(Some(reply)) => open = live.reply(reply).is_ok(),
+                Ok(Some(reply)) => live.reply(reply),
                 _ => open = false,
             },
         }
     };
     // What the aggregator sent before it ended.
-    while open && let Ok(Ok(Some(reply))) = timeout(TICK, replies.message()).await {
-        open = live.reply(reply).is_ok();
+    while open
+        && let Ok(Ok(Some(reply))) = timeout(TICK, replies.message()).await {
+        live.reply(reply);
     }
     errors
 }
