@@ -176,7 +176,7 @@ impl Metrics {
         };
         for kind in Kind::ALL {
             // A kind that has not occurred is 0, not absent.
-            metrics.journaled_events.get_or_create(&KindLabel { kind: kind.as_str() });
+            drop(metrics.journaled_events.get_or_create(&KindLabel { kind: kind.as_str() }));
         }
         registry.register_collector(Box::new(SinkCollector(cursors.clone())));
         metrics

@@ -61,7 +61,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// Values of `default_identity` and of a network's `identity`.
-pub const IDENTITIES: &[&str] = &["pod", "service", "node", "external", "masked", "unknown"];
+pub(super) const IDENTITIES: &[&str] = &["pod", "service", "node", "external", "masked", "unknown"];
 
 const YEARS_10: u64 = 10 * 365 * 86_400_000;
 

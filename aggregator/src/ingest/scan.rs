@@ -7,7 +7,7 @@ use super::error::BatchError;
 use super::limits::Limits;
 
 /// Refuses a body whose tables or rows are over the limits, or that has fields which this version does not know.
-pub fn scan(body: &[u8], limits: &Limits) -> Result<(), BatchError> {
+pub(super) fn scan(body: &[u8], limits: &Limits) -> Result<(), BatchError> {
     let mut rows = 0_u64;
     let mut flows_seen = false;
     for field in Fields(body) {

@@ -48,11 +48,11 @@ pub struct JournalOptions {
 
 /// An open journal, before its writer runs.
 pub struct Journal {
-    pub(crate) log: Log,
-    pub(crate) id: Id,
-    pub(crate) tail: Arc<Tail>,
-    pub(crate) cursors: SinkCursors,
-    pub(crate) budget_bytes: u64,
+    pub(in crate::journal) log: Log,
+    pub(in crate::journal) id: Id,
+    pub(in crate::journal) tail: Arc<Tail>,
+    pub(in crate::journal) cursors: SinkCursors,
+    pub(in crate::journal) budget_bytes: u64,
 }
 
 /// What opening found.
@@ -157,7 +157,7 @@ fn recover(
 }
 
 /// The first frame of a segment.
-pub(crate) fn checkpoint(id: Id, next_position: u64, shippers: Vec<ShipperState>) -> JournalCheckpoint {
+pub(in crate::journal) fn checkpoint(id: Id, next_position: u64, shippers: Vec<ShipperState>) -> JournalCheckpoint {
     JournalCheckpoint { journal_id: id.to_vec(), schema_version: SCHEMA_VERSION, next_position, shippers }
 }
 

@@ -6,7 +6,7 @@ use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::{
     Float64Type, TimestampMicrosecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
-use serde_json::{Map, Value};
+use serde_json::Value;
 use weir_common::id::uuid_text;
 use weir_schema::{Field, Kind, Type};
 
