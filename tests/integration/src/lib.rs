@@ -3,5 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "test helpers panic with what failed")]
 
+pub mod capture;
+pub mod net;
 pub mod process;
 pub mod scale;
+pub mod traffic;

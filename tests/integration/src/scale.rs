@@ -20,6 +20,8 @@ pub struct Scale {
     pub outage_rate: u64,
     /// Bytes of the large TCP transfer.
     pub transfer_bytes: u64,
+    /// UDP datagrams sent.
+    pub datagrams: u64,
     /// Short connections made.
     pub connections: u64,
     /// Connections opened against the aggregator by strangers.
@@ -36,6 +38,7 @@ const CI: Scale = Scale {
     outage: Duration::from_secs(10),
     outage_rate: 20_000,
     transfer_bytes: 100 << 20,
+    datagrams: 10_000,
     connections: 2_000,
     hostile_connections: 1_000,
     disk_events: 20_000,
@@ -49,6 +52,7 @@ const SOAK: Scale = Scale {
     outage: Duration::from_secs(60),
     outage_rate: 20_000,
     transfer_bytes: 1_000_000_000,
+    datagrams: 500_000,
     connections: 50_000,
     hostile_connections: 10_000,
     disk_events: 200_000,

@@ -1,0 +1,293 @@
+//! Bytes are exact: what is recorded at the sockets equals what nftables counted on the wire, to the byte, with
+//! offloads off; with offloads on it agrees with the sender's model.
+
+use weir_integration_tests::{
+    capture::{TRAFFIC_MAX, TestCapture, opened_of, sent_of},
+    net::{Cgroup, Namespace, kernel_tests_possible, offloads_off, veth},
+    scale::scale,
+    traffic::Traffic,
+};
+use weir_schema::values::Reporter;
+
+const TRAFFIC: &str = env!("CARGO_BIN_EXE_traffic");
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// Two pods on two hosts, and a capture of both.
+struct Pair {
+    client: Namespace,
+    server: Namespace,
+    client_pod: Cgroup,
+    server_pod: Cgroup,
+    capture: TestCapture,
+    /// Between the two, if anything is.
+    _router: Option<Namespace>,
+    // After everything in it.
+    _pods: Cgroup,
+}
+
+impl Pair {
+    fn new(client: Namespace, server: Namespace) -> Self {
+        let pods = Cgroup::new();
+        let (client_pod, server_pod) = (pods.child("client"), pods.child("server"));
+        let capture = TestCapture::new(&pods);
+        client.count();
+        server.count();
+        Self { client, server, client_pod, server_pod, capture, _router: None, _pods: pods }
+    }
+
+    /// On one link, segmentation on or off.
+    fn linked(offloads: bool) -> Self {
+        let (client, server) = (Namespace::new(), Namespace::new());
+        let (a, b) = veth(&client, &["10.9.0.1/24", "fd09::1/64"], &server, &["10.9.0.2/24", "fd09::2/64"]);
+        if !offloads {
+            offloads_off(&client, &a);
+            offloads_off(&server, &b);
+        }
+        Self::new(client, server)
+    }
+
+    /// Runs a client against a server, draining all the while.
+    fn run(&mut self, server: &str, client: &str) {
+        let _server = Traffic::server(TRAFFIC, &self.server_pod, &self.server, server);
+        let traffic = Traffic::start(TRAFFIC, &self.client_pod, &self.client, client);
+        traffic.wait(TRAFFIC_MAX, || self.capture.drain());
+        self.capture.finish();
+    }
+
+    /// Both reports equal what nftables counted of the wire, and name as many openings as were made. Each direction
+    /// is judged where it arrives: at the sender's own hooks TCP's packets are not segmented yet, whatever the device
+    /// can do.
+    #[track_caller]
+    fn assert_exact(&self, protocol: u8, name: &str, opened: u64) {
+        let arrived = |host: &Namespace| host.counted(&format!("{name}_in"));
+        let wire = (arrived(&self.server), arrived(&self.client));
+        let source = sent_of(protocol, self.capture.side(Reporter::Source));
+        assert_eq!(source, wire, "the source's report");
+        let destination = sent_of(protocol, self.capture.side(Reporter::Destination));
+        assert_eq!(destination, wire, "the destination's report");
+        assert!(source.0.bytes > 0, "something was sent");
+        for reporter in [Reporter::Source, Reporter::Destination] {
+            let records = self.capture.side(reporter).filter(|record| record.protocol == protocol);
+            assert_eq!(opened_of(records), opened, "connections opened, by the {reporter}'s report");
+        }
+    }
+}
+
+#[test]
+fn tcp_bulk_in_both_directions() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let bytes = scale().transfer_bytes / 2;
+    let mut pair = Pair::linked(false);
+    pair.run("serve-tcp 10.9.0.2:80 1", &format!("connect-tcp 10.9.0.2:80 2 {bytes} {bytes} 2"));
+    pair.assert_exact(TCP, "tcp", 2);
+}
+
+#[test]
+fn tcp_over_ipv6() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let bytes = scale().transfer_bytes / 8;
+    let mut pair = Pair::linked(false);
+    pair.run("serve-tcp [fd09::2]:80 1", &format!("connect-tcp [fd09::2]:80 3 {bytes} 1000 1"));
+    pair.assert_exact(TCP, "tcp", 3);
+}
+
+#[test]
+fn many_short_connections() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let count = scale().connections;
+    let mut pair = Pair::linked(false);
+    pair.run("serve-tcp 10.9.0.2:80 4", &format!("connect-tcp 10.9.0.2:80 {count} 200 1000 8"));
+    pair.assert_exact(TCP, "tcp", count);
+}
+
+#[test]
+fn udp_small_and_fragmented() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let count = scale().datagrams;
+    let mut pair = Pair::linked(false);
+    let _server = Traffic::server(TRAFFIC, &pair.server_pod, &pair.server, "serve-udp 10.9.0.2:53");
+    for (count, size) in [(count, 100), (count / 10, 5000)] {
+        let line = format!("send-udp 10.9.0.2:53 {count} {size} 16");
+        let traffic = Traffic::start(TRAFFIC, &pair.client_pod, &pair.client, &line);
+        traffic.wait(TRAFFIC_MAX, || pair.capture.drain());
+    }
+    pair.capture.finish();
+    pair.assert_exact(UDP, "udp", 32);
+}
+
+#[test]
+fn tcp_with_segmentation_offload_agrees_with_the_senders_model() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let bytes = scale().transfer_bytes;
+    let mut pair = Pair::linked(true);
+    pair.run("serve-tcp 10.9.0.2:80 1", &format!("connect-tcp 10.9.0.2:80 1 {bytes} 8 1"));
+    for reporter in [Reporter::Source, Reporter::Destination] {
+        let (sent, _) = sent_of(TCP, pair.capture.side(reporter));
+        // Each segment of an MTU of 1500 carries 1448 bytes and 52 of headers (timestamps are on).
+        let segments = bytes.div_ceil(1448);
+        let model = bytes + segments * 52;
+        let error = sent.bytes.abs_diff(model) as f64 / model as f64;
+        assert!(error < 0.001, "{reporter}: {} bytes, the model says {model}", sent.bytes);
+        assert!(
+            sent.packets.abs_diff(segments) < segments / 100 + 10,
+            "{} of {segments} segments",
+            sent.packets
+        );
+    }
+    let source = sent_of(TCP, pair.capture.side(Reporter::Source)).0;
+    let destination = sent_of(TCP, pair.capture.side(Reporter::Destination)).0;
+    assert_eq!(source, destination, "nothing was lost, so both ends saw the same");
+}
+
+#[test]
+fn behind_snat_each_side_has_its_own_view() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let mut pair =
+        routed("chain post { type nat hook postrouting priority 100; oifname outside masquerade\n}");
+    pair.run("serve-tcp 10.9.2.2:80 1", "connect-tcp 10.9.2.2:80 50 5000 20000 4");
+    pair.assert_exact(TCP, "tcp", 50);
+    for record in pair.capture.side(Reporter::Destination) {
+        assert_eq!(record.src_ip.to_string(), "10.9.2.1", "the server sees the router");
+    }
+    for record in pair.capture.side(Reporter::Source) {
+        assert_eq!(record.src_ip.to_string(), "10.9.1.1", "the client sees itself");
+    }
+}
+
+#[test]
+fn behind_dnat_each_side_has_its_own_view() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let mut pair = routed(
+        "chain pre { type nat hook prerouting priority -100; ip daddr 10.9.1.254 tcp dport 8080 dnat ip to 10.9.2.2:80\n}",
+    );
+    pair.run("serve-tcp 10.9.2.2:80 1", "connect-tcp 10.9.1.254:8080 50 5000 20000 4");
+    pair.assert_exact(TCP, "tcp", 50);
+    for record in pair.capture.side(Reporter::Source) {
+        assert_eq!((record.dst_ip.to_string().as_str(), record.dst_port), ("10.9.1.254", 8080));
+    }
+    for record in pair.capture.side(Reporter::Destination) {
+        assert_eq!((record.dst_ip.to_string().as_str(), record.dst_port), ("10.9.2.2", 80));
+    }
+}
+
+/// Two hosts with a router between them that translates addresses.
+fn routed(nat: &str) -> Pair {
+    let (client, router, server) = (Namespace::new(), Namespace::new(), Namespace::new());
+    let (a, inside) = veth(&client, &["10.9.1.1/24"], &router, &["10.9.1.254/24"]);
+    let (outside, b) = veth(&router, &["10.9.2.1/24"], &server, &["10.9.2.2/24"]);
+    for (host, device) in [(&client, &a), (&router, &inside), (&router, &outside), (&server, &b)] {
+        offloads_off(host, device);
+    }
+    client.ip("route add default via 10.9.1.254");
+    server.ip("route add default via 10.9.2.1");
+    router.nft(&format!("table ip nat {{\n{}\n}}\n", nat.replace("outside", &outside)));
+    let pair = Pair::new(client, server);
+    Pair { _router: Some(router), ..pair }
+}
+
+#[test]
+fn through_vxlan_the_inner_packets_count_once() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let (client, server) = (Namespace::new(), Namespace::new());
+    let (a, b) = veth(&client, &["10.9.0.1/24"], &server, &["10.9.0.2/24"]);
+    for (host, device, peer, inner) in
+        [(&client, &a, "10.9.0.2", "10.8.0.1/24"), (&server, &b, "10.9.0.1", "10.8.0.2/24")]
+    {
+        offloads_off(host, device);
+        host.ip(&format!("link add vx type vxlan id 7 remote {peer} dstport 4789 dev {device}"));
+        host.ip(&format!("addr add {inner} dev vx"));
+        host.ip("link set vx up");
+        offloads_off(host, "vx");
+    }
+    let mut pair = Pair::new(client, server);
+    let bytes = scale().transfer_bytes / 16;
+    pair.run("serve-tcp 10.8.0.2:80 1", &format!("connect-tcp 10.8.0.2:80 4 {bytes} {bytes} 2"));
+    pair.assert_exact(TCP, "tcp", 4);
+}
+
+#[test]
+fn loopback_in_one_pod_is_reported_by_both_sides() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let host = Namespace::new();
+    offloads_off(&host, "lo");
+    host.count();
+    let pods = Cgroup::new();
+    let pod = pods.child("pod");
+    let mut capture = TestCapture::new(&pods);
+    let server = Traffic::server(TRAFFIC, &pod, &host, "serve-tcp 127.0.0.1:80 1");
+    let client = Traffic::start(TRAFFIC, &pod, &host, "connect-tcp 127.0.0.1:80 20 100000 100000 2");
+    client.wait(TRAFFIC_MAX, || capture.drain());
+    capture.finish();
+    drop(server);
+    let counted = host.counted("tcp_out");
+    for reporter in [Reporter::Source, Reporter::Destination] {
+        let (up, down) = sent_of(TCP, capture.side(reporter));
+        assert_eq!((up.packets + down.packets, up.bytes + down.bytes), (counted.packets, counted.bytes));
+        assert_eq!(opened_of(capture.side(reporter)), 20);
+    }
+}
+
+#[test]
+fn a_client_that_closes_first_lacks_only_its_last_acknowledgement() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let mut pair = Pair::linked(false);
+    pair.run("serve-tcp 10.9.0.2:80 1", "abandon-tcp 10.9.0.2:80 40");
+    let (up, down) = sent_of(TCP, pair.capture.side(Reporter::Source));
+    let (out, into) = (pair.client.counted("tcp_out"), pair.client.counted("tcp_in"));
+    assert_eq!(down, into, "what arrives is exact, TIME_WAIT or not");
+    // The kernel answers for a TIME_WAIT socket past every cgroup program: 52 bytes, at most once per connection.
+    let missing = out.packets - up.packets;
+    assert!(missing <= 40, "{missing} packets are missing");
+    assert_eq!(out.bytes - up.bytes, missing * 52);
+    let (up, down) = sent_of(TCP, pair.capture.side(Reporter::Destination));
+    assert_eq!((up, down), (pair.server.counted("tcp_in"), pair.server.counted("tcp_out")));
+}
+
+#[test]
+fn more_flows_than_the_map_holds_reconcile_through_the_overflow() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let mut pair = Pair::linked(false);
+    let pods = Cgroup::new();
+    let (client_pod, server_pod) = (pods.child("client"), pods.child("server"));
+    let mut capture = TestCapture::with(&pods, |config| config.flow_entries = 200);
+    let _server = Traffic::server(TRAFFIC, &server_pod, &pair.server, "serve-tcp 10.9.0.2:81 1");
+    let client = Traffic::start(TRAFFIC, &client_pod, &pair.client, "connect-tcp 10.9.0.2:81 600 200 1000 4");
+    client.wait(TRAFFIC_MAX, || {});
+    // Drain asserts that records, overflow included, equal the totals.
+    capture.finish();
+    let counted = |host: &Namespace, way: &str| host.counted(way);
+    let all = [
+        counted(&pair.client, "tcp_out"),
+        counted(&pair.client, "tcp_in"),
+        counted(&pair.server, "tcp_in"),
+        counted(&pair.server, "tcp_out"),
+    ];
+    assert_eq!(capture.total.bytes, all.iter().map(|counted| counted.bytes).sum::<u64>());
+    assert_eq!(capture.total.packets, all.iter().map(|counted| counted.packets).sum::<u64>());
+    assert_eq!(opened_of(capture.records.iter()), 1200, "each side opened 600, in flows or in the overflow");
+    assert!(capture.counter("flows_full") > 0, "the map was full");
+    pair.capture.finish();
+}
