@@ -4,6 +4,8 @@
 //!   traffic connect-tcp ADDRESS COUNT UP DOWN THREADS   COUNT connections: send UP bytes, close, read DOWN bytes
 //!   traffic abandon-tcp ADDRESS COUNT            COUNT connections that the client closes first
 //!   traffic hold-tcp ADDRESS UP                  connect, print `connected`, and send UP bytes per line of input
+//!   traffic try-tcp ADDRESS MILLISECONDS         connect, give up after that time (0: never), print the error
+//!   traffic reset-tcp ADDRESS                    connect, and reset the connection
 //!   traffic serve-udp ADDRESS                    receive, and echo one byte per datagram
 //!   traffic send-udp ADDRESS COUNT SIZE SOCKETS  COUNT datagrams of SIZE bytes from SOCKETS sockets
 //!
@@ -13,6 +15,7 @@ use std::{
     env,
     io::{self, BufRead, Read, Write},
     net::{Shutdown, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     process::exit,
     thread,
     time::Duration,
@@ -32,6 +35,8 @@ fn main() -> Result<()> {
         }
         ["abandon-tcp", address, count] => abandon_tcp(address, count.parse()?),
         ["hold-tcp", address, up] => hold_tcp(address, up.parse()?),
+        ["try-tcp", address, milliseconds] => try_tcp(address, milliseconds.parse()?),
+        ["reset-tcp", address] => reset_tcp(address),
         ["serve-udp", address] => serve_udp(address),
         ["send-udp", address, count, size, sockets] => {
             send_udp(address, count.parse()?, size.parse()?, sockets.parse()?)
@@ -136,6 +141,37 @@ fn hold_tcp(address: &str, up: u64) -> Result<()> {
     }
     stream.shutdown(Shutdown::Write)?;
     io::copy(&mut stream, &mut io::sink())?;
+    Ok(())
+}
+
+fn try_tcp(address: &str, milliseconds: u64) -> Result<()> {
+    let result = if milliseconds == 0 {
+        TcpStream::connect(address)
+    } else {
+        TcpStream::connect_timeout(&address.parse()?, Duration::from_millis(milliseconds))
+    };
+    match result {
+        Ok(_) => println!("connected"),
+        Err(error) => println!("{:?}", error.kind()),
+    }
+    Ok(())
+}
+
+fn reset_tcp(address: &str) -> Result<()> {
+    let mut stream = TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;
+    stream.write_all(&0_u64.to_be_bytes())?;
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: the option takes a linger, whose size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of::<libc::linger>() as libc::socklen_t,
+        )
+    };
+    ensure!(result == 0, "set SO_LINGER: {}", io::Error::last_os_error());
     Ok(())
 }
 
