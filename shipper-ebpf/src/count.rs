@@ -188,10 +188,10 @@ fn of_connection(skb: *mut __sk_buff, key: &FlowKey, socket: &Socket, now: u64) 
     unsafe {
         if made {
             (*sock).protocol = u32::from(TCP);
-            if !socket.tcp.is_null() {
-                // What was retransmitted before the first sight belongs to no interval.
-                (*sock).retransmits_seen = field!((*socket.tcp).total_retrans);
-            }
+        }
+        if (made || (*sock).retransmits_seen == u32::MAX) && !socket.tcp.is_null() {
+            // What was retransmitted before the first sight belongs to no interval.
+            (*sock).retransmits_seen = field!((*socket.tcp).total_retrans);
         }
         if (*sock).start_ns == 0 {
             (*sock).start_ns = now;

@@ -183,7 +183,7 @@ pub struct Sock {
     pub role: u32,
     /// Connections made that no entry has counted as opened yet.
     pub pending: u32,
-    /// `total_retrans` that has been accounted for.
+    /// `total_retrans` that has been accounted for; `u32::MAX` until the first packet of a socket that was adopted.
     pub retransmits_seen: u32,
     /// Calls of the retransmission timer, and segments that it sent.
     pub timeouts: u32,

@@ -149,7 +149,8 @@ impl Builder {
             _ => self.adopted.get(&key.cookie).map_or(0, |adopted| adopted.role),
         };
         match role {
-            ROLE_ADOPTED_CLIENT => return (true, Orientation::Listener),
+            // Nobody listens on its port, so it connected; what it connected to is elsewhere.
+            ROLE_ADOPTED_CLIENT => return (true, Orientation::Inferred),
             ROLE_ADOPTED_SERVER => return (false, Orientation::Listener),
             _ => {}
         }

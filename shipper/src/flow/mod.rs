@@ -10,7 +10,7 @@ mod clock;
 mod identity;
 mod merge;
 
-pub(crate) use builder::{Builder, Interval, OverflowCell};
+pub(crate) use builder::{Adopted, Builder, Interval, OverflowCell};
 pub(crate) use clock::Clock;
-pub(crate) use identity::Identities;
+pub(crate) use identity::{Identities, Owner};
 pub use record::{FlowRecord, LocalIdentity, LossRecord, NatTuple};

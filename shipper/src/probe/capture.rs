@@ -7,7 +7,7 @@
 use std::{
     fs::File,
     os::{fd::AsFd, unix::fs::MetadataExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use aya::Btf;
 use weir_shipper_ebpf::{CLASSES, EGRESS, INGRESS, LAYOUT, Total, VANTAGE_SOCKET, total_index};
 
 use super::{
-    CaptureError, KernelFeatures, maps::Maps, maps::check_layout, open_object, pins::Pins, programs,
+    CaptureError, KernelFeatures, adopt, maps::Maps, maps::check_layout, open_object, pins::Pins, programs,
     programs::ProgramStatus, sys,
 };
 use crate::{
@@ -147,14 +147,15 @@ impl Capture {
         programs::require(&statuses)?;
 
         let clock = Clock::new(sys::boot_ns(), sys::wall_ns());
-        let mut identities = Identities::new(CgroupTable::new(root));
+        let mut identities = Identities::new(CgroupTable::new(root.clone()));
         for (id, path) in maps.cgroups()? {
             learn(&mut identities, id, &path);
         }
         let boot = u64::from_be_bytes([
             0, 0, boot_id[0], boot_id[1], boot_id[2], boot_id[3], boot_id[4], boot_id[5],
         ]);
-        let builder = Builder::new(boot, clock, identities);
+        let mut builder = Builder::new(boot, clock, identities);
+        adopt_sockets(&maps, &mut builder, &root, config.cgroup.as_deref());
         let source_id = source_id(boot_id, maps.nonce()?);
         let (idle, cgroup_entries) = (config.idle, config.cgroup_entries);
         Ok(Self { maps, _pins: pins, builder, statuses, source_id, idle, cgroup_entries })
@@ -261,6 +262,36 @@ impl Capture {
         }
         Ok(())
     }
+}
+
+/// Gives the sockets that are older than the programs a side and an owner. Capture goes on without.
+fn adopt_sockets(maps: &Maps, builder: &mut Builder, root: &Path, part: Option<&Path>) {
+    let found = match adopt::find(root) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(%error, "sockets older than the shipper stay without process and orientation");
+            return;
+        }
+    };
+    let below = part.map(|part| part.strip_prefix(root).unwrap_or(part));
+    let mut adopted = 0_u64;
+    for socket in found {
+        let inside = below.is_none_or(|below| {
+            let cgroup = builder.identities.cgroups().find(socket.cgroup);
+            cgroup.is_some_and(|cgroup| {
+                Path::new(&*cgroup.path).strip_prefix("/").is_ok_and(|p| p.starts_with(below))
+            })
+        });
+        if !inside {
+            continue;
+        }
+        adopted += 1;
+        // Where the kernel has an entry already, or no room, what was found is kept here.
+        if !maps.adopt(socket.cookie, &socket.entry()).unwrap_or(false) {
+            builder.adopted.insert(socket.cookie, socket.adopted);
+        }
+    }
+    tracing::info!(sockets = adopted, "adopted the sockets that were there before");
 }
 
 fn learn(identities: &mut Identities, id: u64, path: &weir_shipper_ebpf::CgroupPath) {

@@ -3,8 +3,10 @@
 //! Owns everything under the pin directory. Capture goes on while no shipper runs: programs, links and maps are pinned,
 //! and the next shipper takes them over. Called by the app from one thread: `read`, spool, `release`; see [`Capture`].
 
+mod adopt;
 mod btf;
 mod capture;
+mod diag;
 mod error;
 mod kernel;
 mod maps;

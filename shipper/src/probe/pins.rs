@@ -8,6 +8,8 @@ use std::{
     io,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use weir_shipper_ebpf::LAYOUT;
@@ -16,6 +18,9 @@ use super::CaptureError;
 
 /// `BPF_FS_MAGIC`, include/uapi/linux/magic.h.
 const BPF_FS_MAGIC: libc::c_long = 0xcafe_4a11;
+
+/// How long to wait for a lock: a process that was killed, or a child between fork and exec, lets go of it soon.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// The pins' directory, locked for this process.
 #[derive(Debug)]
@@ -88,15 +93,21 @@ pub(crate) fn directory(root: &Path) -> PathBuf {
 
 fn lock(directory: &Path) -> Result<File, CaptureError> {
     let file = File::open(directory).map_err(CaptureError::file("open", directory))?;
-    // SAFETY: flock takes a descriptor that is open and no pointers.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-        return Ok(file);
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        // SAFETY: flock takes a descriptor that is open and no pointers.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Ok(file);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::WouldBlock {
+            return Err(CaptureError::file("lock", directory)(error));
+        }
+        if Instant::now() >= deadline {
+            return Err(CaptureError::Locked { path: directory.to_owned() });
+        }
+        thread::sleep(Duration::from_millis(10));
     }
-    let error = io::Error::last_os_error();
-    if error.kind() == io::ErrorKind::WouldBlock {
-        return Err(CaptureError::Locked { path: directory.to_owned() });
-    }
-    Err(CaptureError::file("lock", directory)(error))
 }
 
 /// Whether the nearest existing directory of `path` is on bpffs.

@@ -1,7 +1,7 @@
 //! Starts and stops the traffic maker (`src/bin/traffic.rs`) in pods.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     process::{Child, ChildStdout, Stdio},
     time::{Duration, Instant},
 };
@@ -22,6 +22,7 @@ impl Traffic {
     pub fn start(program: &str, cgroup: &Cgroup, namespace: &Namespace, arguments: &str) -> Self {
         let mut child = command_in(cgroup, namespace, program)
             .args(arguments.split_whitespace())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("start traffic {arguments}: {error}"));
@@ -42,6 +43,18 @@ impl Traffic {
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap_or_else(|error| panic!("traffic {}: {error}", self.line));
         line.trim_end().to_owned()
+    }
+
+    /// Sends it a line of input.
+    #[track_caller]
+    pub fn say(&mut self, line: &str) {
+        let input = self.child.stdin.as_mut().expect("stdin is piped");
+        writeln!(input, "{line}").unwrap_or_else(|error| panic!("traffic {}: {error}", self.line));
+    }
+
+    /// Ends its input.
+    pub fn hang_up(&mut self) {
+        self.child.stdin = None;
     }
 
     /// Process id.

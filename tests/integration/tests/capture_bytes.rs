@@ -136,8 +136,12 @@ fn tcp_with_segmentation_offload_agrees_with_the_senders_model() {
         let (sent, _) = sent_of(TCP, pair.capture.side(reporter));
         // Each segment of an MTU of 1500 carries 1448 bytes and 52 of headers (timestamps are on).
         let segments = bytes.div_ceil(1448);
-        let again: u64 =
-            pair.capture.side(Reporter::Source).filter_map(|record| record.src_retransmits).map(u64::from).sum();
+        let again: u64 = pair
+            .capture
+            .side(Reporter::Source)
+            .filter_map(|record| record.src_retransmits)
+            .map(u64::from)
+            .sum();
         let model = bytes + segments * 52 + again * 1500;
         let error = sent.bytes.abs_diff(model) as f64 / model as f64;
         assert!(error < 0.001, "{reporter}: {} bytes, the model says {model}", sent.bytes);

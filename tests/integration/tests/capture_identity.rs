@@ -8,7 +8,7 @@ use weir_integration_tests::{
     scale::scale,
     traffic::Traffic,
 };
-use weir_schema::values::{ConnectError, EndReason, Reporter};
+use weir_schema::values::{ConnectError, EndReason, Orientation, Reporter};
 
 const TRAFFIC: &str = env!("CARGO_BIN_EXE_traffic");
 
@@ -83,10 +83,55 @@ fn a_process_and_its_cgroup_are_gone_before_export() {
     capture.finish();
     assert_eq!(assert_owned(&capture, Reporter::Source, &client_pids, &client_name), 5);
     assert_eq!(assert_owned(&capture, Reporter::Destination, &server_pids, &server_name), 5);
-    let local = capture.side(Reporter::Source).next().and_then(|record| record.local.clone()).expect("an identity");
+    let local =
+        capture.side(Reporter::Source).next().and_then(|record| record.local.clone()).expect("an identity");
     assert_eq!((&*local.pod_uid, &*local.container_id), (uid, container));
     drop(client_pod);
     fs::remove_dir(pods.path().join(format!("pod{uid}"))).expect("remove the pod's cgroup");
+}
+
+#[test]
+fn connections_older_than_the_shipper_are_oriented_and_named() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let (client, server) = hosts();
+    let pods = Cgroup::new();
+    let (client_pod, server_pod) = (pods.child("client"), pods.child("server"));
+    // A port above the ephemeral ones: only the listening socket can tell which side serves.
+    let serving = Traffic::server(TRAFFIC, &server_pod, &server, "serve-tcp 10.9.0.2:65500 1");
+    let mut holding = Traffic::start(TRAFFIC, &client_pod, &client, "hold-tcp 10.9.0.2:65500 5000");
+    assert_eq!(holding.read_line(), "connected");
+    let mut capture = TestCapture::new(&pods);
+    let client_pids = HashSet::from([holding.pid()]);
+    for _ in 0..3 {
+        holding.say("more");
+        assert_eq!(holding.read_line(), "sent");
+        capture.finish();
+    }
+    holding.hang_up();
+    holding.wait(Duration::from_secs(20), || {});
+    capture.finish();
+    for (reporter, orientation) in
+        [(Reporter::Source, Orientation::Inferred), (Reporter::Destination, Orientation::Listener)]
+    {
+        let records: Vec<_> = capture.side(reporter).collect();
+        assert!(records.len() >= 4, "{reporter}: one record per interval with packets: {records:?}");
+        for record in &records {
+            assert_eq!(
+                (record.dst_port, record.orientation, record.opened),
+                (65_500, orientation, 0),
+                "{record:?}"
+            );
+            assert_eq!(record.flow_id, records[0].flow_id, "{record:?}");
+        }
+        let sent: u64 = records.iter().map(|record| record.src_bytes).sum();
+        assert!(sent > 15_000, "{sent} bytes");
+        let ends: Vec<_> = records.iter().filter_map(|record| record.end_reason).collect();
+        assert_eq!(ends, [EndReason::Closed], "by the {reporter}'s report");
+    }
+    assert_owned(&capture, Reporter::Source, &client_pids, &client_pod.name());
+    assert_owned(&capture, Reporter::Destination, &family(serving.pid()), &server_pod.name());
 }
 
 #[test]
@@ -119,7 +164,8 @@ fn failures_have_their_reason() {
     for traffic in trying {
         traffic.wait(Duration::from_secs(20), || capture.drain());
     }
-    Traffic::start(TRAFFIC, &client_pod, &client, "reset-tcp 10.9.0.2:80").wait(Duration::from_secs(20), || {});
+    Traffic::start(TRAFFIC, &client_pod, &client, "reset-tcp 10.9.0.2:80")
+        .wait(Duration::from_secs(20), || {});
     capture.finish();
     for (line, _, port, error) in tries {
         let ends: Vec<_> = capture
@@ -128,11 +174,15 @@ fn failures_have_their_reason() {
             .map(|record| (record.end_reason, record.connect_error))
             .collect();
         assert_eq!(ends, [(Some(EndReason::ConnectFailed), Some(error))], "{line}");
-        let opened: u32 =
-            capture.side(Reporter::Source).filter(|record| record.dst_port == port).map(|record| record.opened).sum();
+        let opened: u32 = capture
+            .side(Reporter::Source)
+            .filter(|record| record.dst_port == port)
+            .map(|record| record.opened)
+            .sum();
         assert_eq!(opened, 1, "{line}");
     }
-    for (reporter, end) in [(Reporter::Source, EndReason::Aborted), (Reporter::Destination, EndReason::Reset)] {
+    for (reporter, end) in [(Reporter::Source, EndReason::Aborted), (Reporter::Destination, EndReason::Reset)]
+    {
         let record = capture
             .side(reporter)
             .find(|record| record.dst_port == 80 && record.end_reason.is_some())

@@ -1,0 +1,190 @@
+//! `kill -9` of every process at every named point and at random moments: the ids in Parquet equal the ids sent.
+//!
+//! Three generators (own processes, each with a spool) publish known events over gRPC to an aggregator that writes
+//! Parquet. Each process is started again whenever it died. At the end DuckDB counts what arrived.
+#![expect(clippy::unwrap_used, reason = "tests panic where they fail")]
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use weir_integration_tests::duckdb::{DuckDb, number};
+use weir_integration_tests::process::{Process, free_address, holds_within};
+use weir_integration_tests::scale::scale;
+
+const GENERATORS: u64 = 3;
+const INTERVAL_EVENTS: u64 = 200;
+
+/// What a shipper passes on its way, in any order. The points of dropped batches are in the backpressure tests.
+const SHIPPER_POINTS: &[&str] = &[
+    "client.bound",
+    "spool.before_append",
+    "spool.appended",
+    "spool.synced",
+    "spool.released",
+    "client.reserved",
+    "client.sent",
+    "client.acked",
+];
+
+/// What an aggregator passes. The points of deletions are in the tests of retention.
+const AGGREGATOR_POINTS: &[&str] = &[
+    "ingest.decoded",
+    "ingest.queued",
+    "journal.built",
+    "journal.appended",
+    "journal.synced",
+    "journal.acknowledged",
+    "journal.rolled",
+    "ack.sent",
+    "parquet.file_written",
+    "parquet.intent_synced",
+    "parquet.published_one",
+    "parquet.published_all",
+    "parquet.manifest_written",
+    "parquet.intent_removed",
+];
+
+#[test]
+fn nothing_is_lost_or_doubled_under_kill_9_of_any_process() {
+    let Some(duckdb) = DuckDb::find() else { return };
+    let scale = scale();
+    let per_generator = scale.kill_events / GENERATORS;
+    let dir = tempfile::tempdir().unwrap();
+    let address = free_address();
+
+    let generators: Vec<_> = (0..GENERATORS)
+        .map(|index| {
+            let home = dir.path().join(format!("generator-{index}"));
+            std::fs::create_dir(&home).unwrap();
+            thread::spawn(move || {
+                let start = |crash: Option<String>| generator(&home, address, index, per_generator, scale.kill_rate, crash);
+                let mut victim = Victim::new(start, 0x5eed + index);
+                victim.die_at(SHIPPER_POINTS);
+                victim.die_at_random(scale.kill_random);
+                let mut last = victim.start();
+                let status = last.wait_within(Duration::from_secs(1200));
+                assert!(status.success(), "generator {index} ended with {status}:\n{}", last.log_tail());
+                victim.kills
+            })
+        })
+        .collect();
+    let home = dir.path().to_owned();
+    let mut victim = Victim::new(move |crash| aggregator(&home, address, crash), 0xa99e);
+    victim.die_at(AGGREGATOR_POINTS);
+    victim.die_at_random(scale.kill_random);
+    let mut last = victim.start();
+    let kills: u32 = generators.into_iter().map(|thread| thread.join().unwrap()).sum::<u32>() + victim.kills;
+    last.terminate();
+    last.wait_success();
+
+    let data = dir.path().join("data");
+    let rows = duckdb.query(&format!(
+        "SELECT node, count(*) AS rows, count(DISTINCT event_id) AS event_ids, count(DISTINCT src_bytes) AS ids, \
+         min(src_bytes) AS low, max(src_bytes) AS high \
+         FROM read_parquet('{}/kind=flow/**/*.parquet', hive_partitioning = true, union_by_name = true) \
+         GROUP BY node ORDER BY node",
+        data.display()
+    ));
+    println!("SOAK kill -9: {kills} kills, {} events sent, rows by generator: {rows:?}", per_generator * GENERATORS);
+    assert_eq!(rows.len() as u64, GENERATORS, "{rows:?}");
+    for row in rows {
+        let value = |name: &str| number(&row[name]);
+        assert_eq!(value("rows"), per_generator, "{row:?}");
+        assert_eq!(value("event_ids"), per_generator, "{row:?}");
+        assert_eq!(value("ids"), per_generator, "{row:?}");
+        assert_eq!((value("low"), value("high")), (0, per_generator - 1), "{row:?}");
+    }
+    let losses = data.join("kind=loss");
+    assert!(!losses.exists(), "something was declared lost: {}", losses.display());
+}
+
+fn aggregator(home: &Path, address: SocketAddr, crash: Option<String>) -> Process {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sut_aggregator"));
+    for (key, value) in [
+        ("grpc.listen", address.to_string()),
+        ("admin.listen", "127.0.0.1:0".to_owned()),
+        ("journal.dir", home.join("journal").display().to_string()),
+        // Small, so that segments roll and files are cut all the time.
+        ("journal.segment_bytes", "256KiB".to_owned()),
+        ("parquet.dir", home.join("data").display().to_string()),
+        ("parquet.roll_age", "300ms".to_owned()),
+    ] {
+        command.arg("--set").arg(format!("{key}={value}"));
+    }
+    arm(&mut command, crash);
+    Process::spawn(&mut command, &home.join("aggregator.log"))
+}
+
+fn generator(home: &Path, address: SocketAddr, index: u64, events: u64, rate: u64, crash: Option<String>) -> Process {
+    let spool: PathBuf = home.join("spool");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir-gen"));
+    command.arg("--spool").arg(spool).arg("--aggregator").arg(address.to_string());
+    command.arg("--node").arg(format!("node-{index}"));
+    for (flag, value) in
+        [("--seed", index + 1), ("--events", events), ("--interval-events", INTERVAL_EVENTS), ("--rate", rate)]
+    {
+        command.arg(flag).arg(value.to_string());
+    }
+    command.arg("--set").arg("client.backoff_max=500ms");
+    arm(&mut command, crash);
+    Process::spawn(&mut command, &home.join("generator.log"))
+}
+
+fn arm(command: &mut Command, crash: Option<String>) {
+    command.env("WEIR_LOG", "warn");
+    match crash {
+        Some(crash) => command.env("WEIR_CRASH_AT", crash),
+        None => command.env_remove("WEIR_CRASH_AT"),
+    };
+}
+
+/// A process that is killed on a schedule and started again.
+struct Victim<F> {
+    start: F,
+    random: u64,
+    kills: u32,
+}
+
+impl<F: Fn(Option<String>) -> Process> Victim<F> {
+    fn new(start: F, seed: u64) -> Self {
+        Self { start, random: seed, kills: 0 }
+    }
+
+    fn start(&self) -> Process {
+        (self.start)(None)
+    }
+
+    /// Dies once at each point, at its first to third pass.
+    fn die_at(&mut self, points: &[&str]) {
+        for point in points {
+            // A new spool is bound once.
+            let pass = if *point == "client.bound" { 1 } else { 1 + self.below(3) };
+            (self.start)(Some(format!("{point}:{pass}"))).wait_killed();
+            self.kills += 1;
+        }
+    }
+
+    /// Dies after 50 to 800 milliseconds, so many times.
+    fn die_at_random(&mut self, times: u32) {
+        for _ in 0..times {
+            let mut process = self.start();
+            let moment = Duration::from_millis(50 + self.below(750));
+            let ended_early = holds_within(moment, || !process.is_running());
+            assert!(!ended_early, "ended before it was killed:\n{}", process.log_tail());
+            process.kill_9();
+            self.kills += 1;
+        }
+    }
+
+    /// Splitmix64: the same schedule every time.
+    fn below(&mut self, limit: u64) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit
+    }
+}
