@@ -325,7 +325,7 @@ fn lock(path: &Path) -> Result<File, SinkError> {
     }
 }
 
-/// Every so many entries one lists the live files, so that a start reads at most so many.
-const LISTING_INTERVAL: u64 = 256;
+/// Every so many entries one lists the live files, so that a start reads at most so many. Few under test.
+const LISTING_INTERVAL: u64 = if cfg!(test) { 8 } else { 256 };
 /// A longer listing would make an entry too large.
 const LISTING_FILES_MAX: usize = 100_000;

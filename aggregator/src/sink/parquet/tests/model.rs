@@ -29,7 +29,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
     #[test]
     fn every_row_of_every_cut_is_there_once(ops in prop::collection::vec(op(), 1..25), spread in 1u64..7_200_000_000) {
