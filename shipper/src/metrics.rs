@@ -241,6 +241,9 @@ mod tests {
     fn the_table_is_what_a_scrape_shows() {
         let metrics = Metrics::default();
         metrics.dropped(LossReason::Budget, Amount { batches: 1, events: 2, bytes: 3 });
+        for family in [&metrics.disconnects, &metrics.epochs] {
+            family.get_or_create(&[("reason", "any")]).inc();
+        }
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         let mut text = String::new();

@@ -37,6 +37,19 @@ pub struct GeneratorOptions {
     pub start_ns: i64,
     /// Between two events, nanoseconds of event time.
     pub step_ns: i64,
+    /// Go on without events when all are made, until told to end.
+    pub stay: bool,
+}
+
+/// What a generator is to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Make the next interval at this time.
+    At(Instant),
+    /// Wait to be told to end.
+    Stay,
+    /// End.
+    Done,
 }
 
 /// The generator's file could not be used.
@@ -102,20 +115,20 @@ impl Generator {
         id
     }
 
-    /// When the next interval is to be drained; `None` when all are.
-    pub(super) fn due(&self) -> Option<Instant> {
-        let done = self.interval.checked_mul(self.options.interval_events)?;
+    /// When the next interval is to be drained.
+    pub(super) fn due(&self) -> Due {
+        let done = self.interval.saturating_mul(self.options.interval_events);
         if done >= self.options.events {
-            return None;
+            return if self.options.stay { Due::Stay } else { Due::Done };
         }
         let intervals = self.interval + 1 - self.first_interval;
         let events = intervals.saturating_mul(self.options.interval_events);
         let nanos = events.saturating_mul(1_000_000_000).checked_div(self.options.rate).unwrap_or(0);
-        Some(self.began + Duration::from_nanos(nanos))
+        Due::At(self.began + Duration::from_nanos(nanos))
     }
 
     pub(super) fn frozen(&self) -> Option<u64> {
-        self.due().map(|_| self.interval)
+        matches!(self.due(), Due::At(_)).then_some(self.interval)
     }
 
     /// The records of an interval.
@@ -223,6 +236,7 @@ mod tests {
             state: dir.path().join("generator"),
             start_ns: 1_700_000_000_000_000_000,
             step_ns: 1000,
+            stay: false,
         };
         let mut generator = Generator::open(options.clone()).unwrap();
         let first = generator.read(0);
@@ -236,6 +250,6 @@ mod tests {
         assert_eq!(ids, (0..25).collect::<Vec<_>>());
         again.release(1).unwrap();
         again.release(2).unwrap();
-        assert_eq!((again.frozen(), again.due()), (None, None));
+        assert_eq!((again.frozen(), again.due()), (None, Due::Done));
     }
 }

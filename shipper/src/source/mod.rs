@@ -14,6 +14,7 @@ use weir_common::clock::now_ns;
 use weir_common::crash;
 use weir_schema::values::{LossReason, LossStage};
 
+use generator::Due;
 pub use generator::{Generator, GeneratorError, GeneratorOptions};
 
 use crate::batch::{self, BatchError, EncodedBatch};
@@ -24,6 +25,8 @@ use crate::spool::{Appended, CaptureKey, Id, Spool, SpoolError};
 
 /// How long to wait for room on a full disk, at first and at most.
 const FULL_DISK_WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How often a generator that has made everything looks after its spool.
+const STAY: Duration = Duration::from_millis(100);
 /// A step of the wall clock against the monotonic one that is worth a line.
 const CLOCK_STEP: Duration = Duration::from_millis(500);
 /// The subject of readiness that the loop speaks for.
@@ -148,8 +151,9 @@ impl Drain {
                 // A late drain is not made up for: the interval was longer.
                 Source::Capture(_) => (due + self.interval).max(now),
                 Source::Generator(generator) => match generator.due() {
-                    Some(due) => due,
-                    None => return Ok(self.spool),
+                    Due::At(due) => due,
+                    Due::Stay => now + STAY,
+                    Due::Done => return Ok(self.spool),
                 },
             };
             if wait(stop, due.saturating_duration_since(now)) == Wait::Stopped {
@@ -170,7 +174,10 @@ impl Drain {
 
     /// Stores the frozen interval if it is not stored yet, then releases it.
     fn drain(&mut self, stop: &Receiver<()>) -> Result<Wait, SourceError> {
-        let Some(interval) = self.source.frozen()? else { return Ok(Wait::Over) };
+        let Some(interval) = self.source.frozen()? else {
+            self.spool.free()?;
+            return Ok(Wait::Over);
+        };
         let key = CaptureKey { source: self.source.id(), interval };
         if !self.spool.holds(key) && self.store(key, stop)? == Wait::Stopped {
             return Ok(Wait::Stopped);
