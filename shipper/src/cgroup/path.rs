@@ -77,8 +77,8 @@ mod tests {
     const UID: &str = "8f9ed1d7-3c2e-4d6b-9a52-6e0f1c2d3e4f";
 
     fn check(path: &str, container: &str, pod: &str) {
-        let path = path.replace("ID", ID).replace("OTHER", OTHER).replace("UID_", &UID.replace('-', "_"));
-        let path = path.replace("UID", UID);
+        let path = path.replace("UID_", &UID.replace('-', "_")).replace("UID", UID);
+        let path = path.replace("OTHER", OTHER).replace("ID", ID);
         let wanted = CgroupIdentity { container_id: container.to_owned(), pod_uid: pod.to_owned() };
         assert_eq!(parse_cgroup_path(&path), wanted, "{path}");
     }

@@ -1,6 +1,7 @@
 //! From the kernel's entries of one interval to oriented flow records.
 
 use std::{
+    cmp::Ordering,
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -168,7 +169,12 @@ impl Builder {
         if key.cookie != 0 && value.flags_sent & FLAG_SYN != 0 {
             return (true, Orientation::Observed);
         }
-        (key.local_port > key.remote_port, Orientation::Inferred)
+        let local_is_src = match key.local_port.cmp(&key.remote_port) {
+            Ordering::Greater => true,
+            Ordering::Less => false,
+            Ordering::Equal => value.first_direction == EGRESS + 1,
+        };
+        (local_is_src, Orientation::Inferred)
     }
 
     /// The socket's owner; else that of the listener that its handshake came in by.

@@ -167,8 +167,9 @@ impl Maps {
         let mut gone = std::collections::HashSet::new();
         for (cookie, sock) in self.socks()? {
             let ended = sock.closed_ns != 0 && sock.closed_ns < began && sock.touched_ns < began;
-            // Nothing tells of the end of a datagram socket where `released` is missing.
-            let forgotten = sock.protocol != 6 && sock.touched_ns < idle;
+            // Nothing tells of the end of a datagram socket where `released` is missing. An entry that was never touched
+            // is being made at this moment.
+            let forgotten = sock.protocol != 6 && sock.touched_ns != 0 && sock.touched_ns < idle;
             if ended || forgotten {
                 sys::delete(self.socks.as_fd(), &cookie).map_err(CaptureError::map("prune", "SOCKS"))?;
                 gone.insert(cookie);

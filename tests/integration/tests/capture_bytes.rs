@@ -191,6 +191,31 @@ fn behind_dnat_each_side_has_its_own_view() {
     }
 }
 
+#[test]
+fn translated_on_the_clients_own_host_it_is_one_flow_with_both_addresses() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let mut pair = Pair::linked(false);
+    pair.client.ip("route add default via 10.9.0.2");
+    pair.client.nft(
+        "table ip nat {\nchain o { type nat hook output priority -100; ip daddr 10.96.0.1 tcp dport 443 dnat ip to 10.9.0.2:80\n}\n}\n",
+    );
+    pair.run("serve-tcp 10.9.0.2:80 1", "connect-tcp 10.96.0.1:443 30 5000 20000 2");
+    pair.assert_exact(TCP, "tcp", 30);
+    let translated: Vec<_> = pair
+        .capture
+        .side(Reporter::Source)
+        .filter(|record| record.dst_ip.to_string() == "10.9.0.2" && record.dst_port == 80)
+        .filter(|record| {
+            record
+                .nat
+                .is_some_and(|nat| (nat.dst_ip.to_string().as_str(), nat.dst_port) == ("10.96.0.1", 443))
+        })
+        .collect();
+    assert_eq!(opened_of(translated.iter().copied()), 30, "{:#?}", pair.capture.records);
+}
+
 /// Two hosts with a router between them that translates addresses.
 fn routed(nat: &str) -> Pair {
     let (client, router, server) = (Namespace::new(), Namespace::new(), Namespace::new());
@@ -296,4 +321,56 @@ fn more_flows_than_the_map_holds_reconcile_through_the_overflow() {
     assert_eq!(opened_of(capture.records.iter()), 1200, "each side opened 600, in flows or in the overflow");
     assert!(capture.counter("flows_full") > 0, "the map was full");
     pair.capture.finish();
+}
+
+#[test]
+fn odd_packets_are_counted_under_what_could_be_read_of_them() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let mut pair = Pair::linked(false);
+    let mut sending = Traffic::start(TRAFFIC, &pair.client_pod, &pair.client, "send-odd 10.9.0.2 fd09::2");
+    let mut sent = Vec::new();
+    loop {
+        let line = sending.read_line();
+        let Some((protocol, rest)) = line.split_once(' ') else { break };
+        let (bytes, what) = rest.split_once(' ').expect("three fields");
+        let number = |text: &str| text.parse::<u64>().expect("a number");
+        sent.push((number(protocol), number(bytes), what.to_owned()));
+    }
+    sending.wait(TRAFFIC_MAX, || {});
+    pair.capture.finish();
+    assert_eq!(sent.len(), 14);
+    let seen = |protocol: u64| {
+        let of = pair.capture.records.iter().filter(|record| u64::from(record.protocol) == protocol);
+        of.fold((0, 0), |(packets, bytes), record| (packets + record.src_packets, bytes + record.src_bytes))
+    };
+    for protocol in [1, 6, 17, 47, 58, 59, 60, 132] {
+        let of = sent.iter().filter(|(number, ..)| *number == protocol);
+        let expected = of.fold((0, 0), |(packets, bytes), (_, more, _)| (packets + 1, bytes + more));
+        assert_eq!(seen(protocol), expected, "protocol {protocol}: {:#?}", pair.capture.records);
+    }
+    let ports = |protocol: u8, family6: bool| {
+        let of = pair
+            .capture
+            .records
+            .iter()
+            .filter(move |record| record.protocol == protocol && record.dst_ip.is_ipv6() == family6);
+        let mut ports: Vec<_> =
+            of.map(|record| (record.src_port, record.dst_port, record.src_packets)).collect();
+        ports.sort_unstable();
+        ports
+    };
+    // Each packet has a socket of its own, and so a flow.
+    assert_eq!(ports(1, false), [(8, 0, 1)], "echo and its answer's type");
+    assert_eq!(ports(58, true), [(128, 129, 1)], "echo and its answer's type");
+    assert_eq!(ports(132, false), [(1000, 2000, 1)]);
+    assert_eq!(ports(6, false), [(0, 0, 1)], "cut short");
+    assert_eq!(ports(17, false), [(0, 0, 1), (0, 0, 1)], "cut short, and a later fragment");
+    let with_ports = (1000, 2000, 1);
+    assert_eq!(
+        ports(17, true),
+        [(0, 0, 1), with_ports, with_ports, with_ports],
+        "behind headers, but no later fragment"
+    );
 }

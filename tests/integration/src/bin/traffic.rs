@@ -6,6 +6,7 @@
 //!   traffic hold-tcp ADDRESS UP                  connect, print `connected`, and send UP bytes per line of input
 //!   traffic try-tcp ADDRESS MILLISECONDS         connect, give up after that time (0: never), print the error
 //!   traffic reset-tcp ADDRESS                    connect, and reset the connection
+//!   traffic send-odd ADDRESS4 ADDRESS6           packets that few programs send; a line for each: protocol, bytes, what
 //!   traffic serve-udp ADDRESS                    receive, and echo one byte per datagram
 //!   traffic send-udp ADDRESS COUNT SIZE SOCKETS  COUNT datagrams of SIZE bytes from SOCKETS sockets
 //!
@@ -37,6 +38,7 @@ fn main() -> Result<()> {
         ["hold-tcp", address, up] => hold_tcp(address, up.parse()?),
         ["try-tcp", address, milliseconds] => try_tcp(address, milliseconds.parse()?),
         ["reset-tcp", address] => reset_tcp(address),
+        ["send-odd", ipv4, ipv6] => odd::send(ipv4.parse()?, ipv6.parse()?),
         ["serve-udp", address] => serve_udp(address),
         ["send-udp", address, count, size, sockets] => {
             send_udp(address, count.parse()?, size.parse()?, sockets.parse()?)
@@ -204,4 +206,128 @@ fn send_udp(address: &str, count: u64, size: usize, sockets: usize) -> Result<()
     }
     println!("{count}");
     Ok(())
+}
+
+/// Packets made byte by byte: extension headers, fragments, cut headers, rare protocols.
+mod odd {
+    use std::{
+        io,
+        net::{Ipv4Addr, Ipv6Addr},
+    };
+
+    use anyhow::{Result, ensure};
+
+    /// Ports 1000 and 2000, and room for any header after them.
+    const PORTS: [u8; 4] = [0x03, 0xe8, 0x07, 0xd0];
+
+    pub(super) fn send(ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<()> {
+        let packets4: [(&str, u8, u16, Vec<u8>); 6] = [
+            ("icmp echo", 1, 0, padded(&[8, 0], 64)),
+            ("sctp", 132, 0, padded(&PORTS, 32)),
+            ("gre", 47, 0, padded(&[], 30)),
+            ("udp cut short", 17, 0, padded(&PORTS, 3)),
+            ("tcp cut short", 6, 0, padded(&PORTS, 10)),
+            ("udp later fragment", 17, 100, padded(&PORTS, 64)),
+        ];
+        for (what, protocol, fragment, payload) in packets4 {
+            let mut packet = vec![0x45, 0, 0, 0, 0, 7];
+            packet.extend(fragment.to_be_bytes());
+            packet.extend([64, protocol, 0, 0, 0, 0, 0, 0]);
+            packet.extend(ipv4.octets());
+            packet.extend(payload);
+            raw4(ipv4, &packet)?;
+            println!("{protocol} {} {what}", packet.len());
+        }
+        let udp = padded(&PORTS, 24);
+        let chain = |headers: &[(u8, Vec<u8>)], last: u8, payload: &[u8]| {
+            let mut bytes = Vec::new();
+            for (index, (_, header)) in headers.iter().enumerate() {
+                let next = headers.get(index + 1).map_or(last, |(kind, _)| *kind);
+                bytes.push(next);
+                bytes.extend(&header[1..]);
+            }
+            bytes.extend(payload);
+            (headers.first().map_or(last, |(kind, _)| *kind), bytes)
+        };
+        // An options header of eight bytes, filled with PadN.
+        let options = |kind: u8| (kind, vec![0, 0, 1, 4, 0, 0, 0, 0]);
+        let fragment = |offset: u16| {
+            let [high, low] = (offset << 3 | 1).to_be_bytes();
+            (44_u8, vec![0, 0, high, low, 0, 0, 0, 9])
+        };
+        let authentication =
+            (51_u8, vec![0, 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let packets6 = [
+            ("hop-by-hop, destination, udp", 17, chain(&[options(0), options(60)], 17, &udp)),
+            ("first fragment", 17, chain(&[fragment(0)], 17, &udp)),
+            ("later fragment", 17, chain(&[fragment(50)], 17, &udp)),
+            ("authentication", 17, chain(&[authentication], 17, &udp)),
+            ("more options than anybody sends", 60, chain(&vec![options(60); 8], 17, &udp)),
+            ("cut in its options", 60, chain(&[], 60, &[17, 0])),
+            ("icmpv6 echo", 58, chain(&[], 58, &padded(&[128, 0], 40))),
+            ("nothing follows", 59, chain(&[], 59, &[])),
+        ];
+        for (what, protocol, (next, payload)) in packets6 {
+            let mut packet = vec![0x60, 0, 0, 0];
+            packet.extend(u16::try_from(payload.len())?.to_be_bytes());
+            packet.extend([next, 64]);
+            packet.extend(source6().octets());
+            packet.extend(ipv6.octets());
+            packet.extend(payload);
+            raw6(ipv6, &packet)?;
+            println!("{protocol} {} {what}", packet.len());
+        }
+        Ok(())
+    }
+
+    fn source6() -> Ipv6Addr {
+        Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 1)
+    }
+
+    fn padded(start: &[u8], len: usize) -> Vec<u8> {
+        let mut bytes = start.to_vec();
+        bytes.resize(len, 0);
+        bytes
+    }
+
+    fn raw4(to: Ipv4Addr, packet: &[u8]) -> Result<()> {
+        // SAFETY: the address is one of plain bytes, and outlives the call.
+        unsafe {
+            let mut address: libc::sockaddr_in = std::mem::zeroed();
+            address.sin_family = libc::AF_INET as libc::sa_family_t;
+            address.sin_addr.s_addr = u32::from_ne_bytes(to.octets());
+            send_raw(libc::AF_INET, (&raw const address).cast(), size_of::<libc::sockaddr_in>(), packet)
+        }
+    }
+
+    fn raw6(to: Ipv6Addr, packet: &[u8]) -> Result<()> {
+        // SAFETY: as in `raw4`.
+        unsafe {
+            let mut address: libc::sockaddr_in6 = std::mem::zeroed();
+            address.sin6_family = libc::AF_INET6 as libc::sa_family_t;
+            address.sin6_addr.s6_addr = to.octets();
+            send_raw(libc::AF_INET6, (&raw const address).cast(), size_of::<libc::sockaddr_in6>(), packet)
+        }
+    }
+
+    /// Sends a packet that has its own IP header (raw(7): `IPPROTO_RAW` means that).
+    unsafe fn send_raw(family: i32, address: *const libc::sockaddr, len: usize, packet: &[u8]) -> Result<()> {
+        // SAFETY: the caller's address has `len` bytes; the descriptor is closed here.
+        let sent = unsafe {
+            let socket = libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_RAW);
+            ensure!(socket >= 0, "raw socket: {}", io::Error::last_os_error());
+            let sent = libc::sendto(
+                socket,
+                packet.as_ptr().cast(),
+                packet.len(),
+                0,
+                address,
+                len as libc::socklen_t,
+            );
+            libc::close(socket);
+            sent
+        };
+        ensure!(sent == packet.len() as isize, "send {} bytes: {}", packet.len(), io::Error::last_os_error());
+        Ok(())
+    }
 }
