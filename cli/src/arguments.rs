@@ -130,7 +130,8 @@ pub(crate) fn parse() -> Result<Command, u8> {
 
 /// Seconds, with decimals; at least a tenth.
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.trim_end_matches('s').parse().map_err(|_| format!("'{text}' is not a number of seconds"))?;
+    let seconds: f64 =
+        text.trim_end_matches('s').parse().map_err(|_| format!("'{text}' is not a number of seconds"))?;
     if !(0.1..=31_536_000.0).contains(&seconds) {
         return Err(format!("{seconds} is not between 0.1 and 31536000"));
     }
@@ -151,6 +152,11 @@ mod tests {
     fn seconds_have_decimals_and_bounds() {
         assert_eq!(seconds("20"), Ok(Duration::from_secs(20)));
         assert_eq!(seconds("1.5s"), Ok(Duration::from_millis(1500)));
-        assert!(seconds("0").is_err() && seconds("-3").is_err() && seconds("NaN").is_err() && seconds("x").is_err());
+        assert!(
+            seconds("0").is_err()
+                && seconds("-3").is_err()
+                && seconds("NaN").is_err()
+                && seconds("x").is_err()
+        );
     }
 }

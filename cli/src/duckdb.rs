@@ -11,9 +11,8 @@ pub(crate) fn find() -> Option<PathBuf> {
     let on_path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&on_path).map(|folder| folder.join("duckdb"));
     let above = [std::env::current_dir(), std::env::current_exe()].into_iter().flatten();
-    let in_checkout = above.flat_map(|start| {
-        start.ancestors().map(|folder| folder.join(IN_CHECKOUT)).collect::<Vec<_>>()
-    });
+    let in_checkout =
+        above.flat_map(|start| start.ancestors().map(|folder| folder.join(IN_CHECKOUT)).collect::<Vec<_>>());
     on_path.chain(in_checkout).find(|path| path.is_file())
 }
 
@@ -26,7 +25,11 @@ pub(crate) fn literal(text: &str) -> String {
 pub(crate) fn shell(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 /// Where `scripts/setup.sh` puts it.

@@ -17,7 +17,7 @@ pub(crate) struct Style {
 }
 
 impl Style {
-    /// The event as one line, without the newline. Times are UTC.
+    /// The event as one line, without the newline. Times are UTC; `↑` is what src sent, `↓` what dst sent.
     pub(crate) fn line(self, kind: &str, event: &Value) -> String {
         match kind {
             "flow" => self.flow(event),
@@ -33,7 +33,7 @@ impl Style {
         let side = if accepted { "dst" } else { "src" };
         let (standing, color) = standing(event);
         let mut line = format!(
-            "{} flow  {:<5} {:<24} {:<3} {:>21} -> {:<21} {:<5} {:>16} up {:>16} down  {} {}",
+            "{} flow  {:<5} {:<24} {:<3} {:>21} -> {:<21} {:<5} {:>13}↑ {:>13}↓  {} {}",
             self.dim(&clock(text(event, "end_time"))),
             tag(event, side),
             process(event, side),
@@ -119,7 +119,8 @@ fn endpoint(event: &Value, side: &str) -> String {
 }
 
 fn volume(event: &Value, side: &str) -> String {
-    let [bytes, packets] = ["bytes", "packets"].map(|unit| number(event, &format!("{side}_{unit}")).unwrap_or(0));
+    let [bytes, packets] =
+        ["bytes", "packets"].map(|unit| number(event, &format!("{side}_{unit}")).unwrap_or(0));
     format!("{}/{packets}", units::bytes(bytes))
 }
 
@@ -227,7 +228,7 @@ mod tests {
         assert_eq!(
             line,
             "12:04:05.123 flow  demo  curl[123]                out       192.0.2.1:40000 -> 192.0.2.2:80          tcp  \
-             \x20         412 B/6 up       1.23 KiB/4 down  opened, closed       handshake 40 µs, rtt 1.20 ms"
+             \x20      412 B/6↑    1.23 KiB/4↓  opened, closed       handshake 40 µs, rtt 1.20 ms"
         );
     }
 

@@ -18,7 +18,10 @@ pub(crate) fn run(arguments: &Observe) -> anyhow::Result<u8> {
 }
 
 /// Opens a stream of events.
-pub(crate) async fn connect(aggregator: SocketAddr, request: ObserveRequest) -> anyhow::Result<Streaming<ObserveReply>> {
+pub(crate) async fn connect(
+    aggregator: SocketAddr,
+    request: ObserveRequest,
+) -> anyhow::Result<Streaming<ObserveReply>> {
     let channel = Endpoint::from_shared(format!("http://{aggregator}"))?
         .connect_timeout(Duration::from_secs(5))
         .connect()
@@ -46,7 +49,8 @@ async fn watch(arguments: &Observe) -> anyhow::Result<u8> {
             reply = replies.message() => reply,
             signal = tokio::signal::ctrl_c() => { signal?; break }
         };
-        let Some(reply) = reply.map_err(|status| anyhow::anyhow!("the aggregator ended the stream: {}", status.message()))?
+        let Some(reply) = reply
+            .map_err(|status| anyhow::anyhow!("the aggregator ended the stream: {}", status.message()))?
         else {
             break;
         };

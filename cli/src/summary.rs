@@ -19,7 +19,10 @@ pub(crate) fn print(data: &Path, since: &str, script: &Path) -> anyhow::Result<(
     let sql = sql(data, since);
     fs::write(script, &sql).with_context(|| format!("write {}", script.display()))?;
     let Some(program) = duckdb::find() else {
-        writeln!(stdout(), "\nDuckDB is not here, so there is no summary. Get it with `make setup` or `pip install duckdb-cli`, then:")?;
+        writeln!(
+            stdout(),
+            "\nDuckDB is not here, so there is no summary. Get it with `make setup` or `pip install duckdb-cli`, then:"
+        )?;
         writeln!(stdout(), "\n  duckdb -box < {}\n\n{sql}", duckdb::shell(script))?;
         return Ok(());
     };
@@ -32,7 +35,12 @@ pub(crate) fn print(data: &Path, since: &str, script: &Path) -> anyhow::Result<(
         .status()
         .with_context(|| format!("start {}", program.display()))?;
     anyhow::ensure!(status.success(), "{} < {} failed: {status}", program.display(), script.display());
-    writeln!(stdout(), "\nTo ask again: {} -box < {}\n\n{sql}", duckdb::shell(&program), duckdb::shell(script))?;
+    writeln!(
+        stdout(),
+        "\nTo ask again: {} -box < {}\n\n{sql}",
+        duckdb::shell(&program),
+        duckdb::shell(script)
+    )?;
     Ok(())
 }
 
@@ -43,8 +51,10 @@ fn sql(data: &Path, since: &str) -> String {
         "\
 SET TimeZone = 'UTC';
 CREATE TEMP VIEW flow AS
-  SELECT *, coalesce(if(reporter = 'source', src_process, dst_process), '?')
-            || if(coalesce(src_cgroup, dst_cgroup, '') LIKE '%/weir-demo-%', ' (demo)', '') AS process
+  SELECT *, coalesce(if(reporter = 'source', src_process, dst_process), '?') || CASE
+           WHEN coalesce(src_cgroup, dst_cgroup) LIKE '%/weir-demo-%' THEN ' (demo)'
+           WHEN coalesce(src_process, dst_process) IN ('weir', 'weir-shipper', 'weir-aggregator') THEN ' (Weir itself)'
+           ELSE '' END AS process
   FROM read_parquet({glob}, hive_partitioning = true, union_by_name = true)
   WHERE kind = 'flow' AND \"primary\" AND end_time >= TIMESTAMPTZ '{since}';
 
@@ -53,7 +63,7 @@ SELECT process, if(reporter = 'source', 'to ' || dst_ip, 'from ' || src_ip) AS p
        sum(opened)::BIGINT AS connections,
        formatReadableSize(sum(if(reporter = 'source', src_bytes, dst_bytes))::BIGINT) AS sent,
        formatReadableSize(sum(if(reporter = 'source', dst_bytes, src_bytes))::BIGINT) AS received
-FROM flow GROUP BY ALL ORDER BY sum(src_bytes + dst_bytes) DESC, ALL LIMIT 10;
+FROM flow GROUP BY ALL ORDER BY sum(src_bytes + dst_bytes) DESC, process, peer, port LIMIT 10;
 
 .print
 .print Bytes by protocol

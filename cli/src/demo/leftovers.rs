@@ -31,7 +31,11 @@ pub(super) fn remove(name: &str, cgroups: &Path) {
     for host in ["a", "b"] {
         let netns = format!("{name}-{host}");
         if Path::new(NETNS_FOLDER).join(&netns).exists() {
-            let _ = Command::new("ip").args(["netns", "delete", &netns]).stdin(Stdio::null()).stderr(Stdio::null()).status();
+            let _ = Command::new("ip")
+                .args(["netns", "delete", &netns])
+                .stdin(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
         }
     }
     // A cgroup can be removed once its last process is reaped, shortly after its death.

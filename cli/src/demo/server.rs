@@ -13,7 +13,8 @@ use crate::arguments::DemoServer;
 /// Serves until standard input ends. Prints `ready` once it listens.
 pub(crate) fn run(arguments: &DemoServer) -> anyhow::Result<u8> {
     place::enter(&arguments.place, c"demo-server")?;
-    let listener = TcpListener::bind(arguments.listen).with_context(|| format!("listen on {}", arguments.listen))?;
+    let listener =
+        TcpListener::bind(arguments.listen).with_context(|| format!("listen on {}", arguments.listen))?;
     println!("ready");
     let done = place::until_parent_is_done();
     std::thread::spawn(move || {

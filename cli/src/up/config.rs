@@ -53,6 +53,7 @@ pub(super) fn shipper(folders: &Folders, aggregator: SocketAddr, interval: Durat
         ("admin.listen", json!("127.0.0.1:0")),
         ("spool.dir", json!(folders.state.join("spool"))),
         ("capture.interval", json!(format!("{}ms", interval.as_millis()))),
+        ("drain.timeout", json!("10s")),
         // Not those of a shipper that was installed on this host: ours are removed at the end.
         ("capture.pin_dir", json!("/sys/fs/bpf/weir-up")),
     ])

@@ -40,12 +40,16 @@ fn networks(addresses: &Value, default_routes: &[Value]) -> BTreeSet<IpNet> {
         let of_containers =
             matches!(kind(link), "bridge" | "veth") && !uplinks.contains(name) && !of_machines.contains(name);
         for address in link["addr_info"].as_array().into_iter().flatten() {
-            let Some(local) = address["local"].as_str().and_then(|local| local.parse::<IpAddr>().ok()) else { continue };
+            let Some(local) = address["local"].as_str().and_then(|local| local.parse::<IpAddr>().ok()) else {
+                continue;
+            };
             networks.insert(IpNet::from(local));
             let length = address["prefixlen"].as_u64().and_then(|length| u8::try_from(length).ok());
             // fe80::/10 is on every link, so it says nothing about where an address is.
             let link_local = matches!(local, IpAddr::V6(v6) if v6.is_unicast_link_local());
-            if let Some(Ok(network)) = length.filter(|_| of_containers && !link_local).map(|length| IpNet::new(local, length)) {
+            if let Some(Ok(network)) =
+                length.filter(|_| of_containers && !link_local).map(|length| IpNet::new(local, length))
+            {
                 networks.insert(network.trunc());
             }
         }
@@ -66,7 +70,8 @@ fn ip(arguments: &[&str]) -> anyhow::Result<Value> {
         .context("start ip, which Debian's package iproute2 has")?;
     let words = String::from_utf8_lossy(&output.stderr);
     anyhow::ensure!(output.status.success(), "ip {}: {}", arguments.join(" "), words.trim());
-    serde_json::from_slice(&output.stdout).with_context(|| format!("read the answer of ip {}", arguments.join(" ")))
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("read the answer of ip {}", arguments.join(" ")))
 }
 
 #[cfg(test)]
@@ -95,7 +100,12 @@ mod tests {
         assert_eq!(
             texts,
             [
-                "10.1.2.3/32", "10.9.0.5/32", "127.0.0.1/32", "172.17.0.0/16", "172.17.0.1/32", "192.168.122.1/32",
+                "10.1.2.3/32",
+                "10.9.0.5/32",
+                "127.0.0.1/32",
+                "172.17.0.0/16",
+                "172.17.0.1/32",
+                "192.168.122.1/32",
                 "fe80::1/128"
             ]
         );

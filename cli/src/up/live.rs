@@ -103,6 +103,8 @@ impl Live {
                 lines.push(style.line(&event.kind, &value));
             }
         }
+        // Lines begin with their time. The two ends of a connection come from different maps of one interval.
+        lines.sort_unstable();
         self.window.push_back(sample);
         self.write(|screen| screen.lines(lines.iter().map(String::as_str)));
     }
@@ -167,7 +169,9 @@ impl Live {
     }
 
     fn is_own(&self, event: &Value) -> bool {
-        ["src_pid", "dst_pid"].iter().any(|key| event[*key].as_u64().is_some_and(|pid| self.own.contains(&pid)))
+        ["src_pid", "dst_pid"]
+            .iter()
+            .any(|key| event[*key].as_u64().is_some_and(|pid| self.own.contains(&pid)))
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) struct Health {
     pub(super) dropped: u64,
 }
 
-/// Asks both every second, until nobody listens. A program that does not answer leaves the last values, whose ages go on.
+/// Asks both again and again, until nobody listens. A program that does not answer leaves the last values, whose ages go on.
 pub(super) fn follow(shipper: &Value, aggregator: &Value) -> watch::Receiver<Health> {
     let (sender, receiver) = watch::channel(Health::default());
     let address = |ready: &Value| ready["admin"].as_str().and_then(|text| text.parse().ok());
@@ -32,7 +32,7 @@ pub(super) fn follow(shipper: &Value, aggregator: &Value) -> watch::Receiver<Hea
     tokio::spawn(async move {
         let (mut journal, mut parquet) = (Lag::default(), Lag::default());
         let (mut of_shipper, mut of_aggregator) = (String::new(), String::new());
-        let mut ticks = interval(Duration::from_secs(1));
+        let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !sender.is_closed() {
             ticks.tick().await;
@@ -41,7 +41,8 @@ pub(super) fn follow(shipper: &Value, aggregator: &Value) -> watch::Receiver<Hea
             let now = Instant::now();
             let count = |name: &str| sum(&of_shipper, name);
             let dropped = count("weir_shipper_dropped_events_total");
-            let entered = count("weir_shipper_captured_events_total") + count("weir_shipper_recovered_events_total");
+            let entered =
+                count("weir_shipper_captured_events_total") + count("weir_shipper_recovered_events_total");
             let left = count("weir_shipper_journaled_events_total") + dropped;
             let count = |name: &str| sum(&of_aggregator, name);
             let journaled = count("weir_aggregator_sink_journaled_events_total");
@@ -100,7 +101,9 @@ fn split(answer: &[u8]) -> Option<(&[u8], &[u8])> {
 fn content_length(head: &[u8]) -> Option<usize> {
     let head = std::str::from_utf8(head).ok()?;
     let mut fields = head.lines().filter_map(|line| line.split_once(':'));
-    fields.find_map(|(name, value)| name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?)
+    fields.find_map(|(name, value)| {
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+    })
 }
 
 /// The sum over all labels of a metric in the Prometheus text format.
@@ -112,6 +115,8 @@ fn sum(text: &str, name: &str) -> u64 {
     values.sum()
 }
 
+/// Each question is two records of Weir's own: seldom enough not to fill the files with itself.
+const EVERY: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(2);
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 

@@ -42,12 +42,18 @@ async fn up(arguments: &arguments::Up) -> anyhow::Result<u8> {
     if let Some(code) = refuse(&folders)? {
         return Ok(code);
     }
-    let mut demo = if *no_demo { None } else { Some(Demo::new().context("make the demo's hosts (--no-demo does without)")?) };
+    let mut demo = if *no_demo {
+        None
+    } else {
+        Some(Demo::new().context("make the demo's hosts (--no-demo does without)")?)
+    };
 
     let config = config::aggregator(&folders, &host::local_networks()?);
     let (mut aggregator, ready) = Service::start(adopt::AGGREGATOR, &config, &folders.state).await?;
-    let address: SocketAddr =
-        ready["grpc"].as_str().and_then(|text| text.parse().ok()).context("the aggregator did not say where it listens")?;
+    let address: SocketAddr = ready["grpc"]
+        .as_str()
+        .and_then(|text| text.parse().ok())
+        .context("the aggregator did not say where it listens")?;
     let request = ObserveRequest { kinds: Vec::new(), last: 0, follow: true };
     let mut replies = observe::connect(address, request).await?;
 
@@ -64,8 +70,15 @@ async fn up(arguments: &arguments::Up) -> anyhow::Result<u8> {
         "Watching {} into {} until {}. Times are UTC. From another terminal: weir observe --follow{}",
         host::name(),
         folders.data.display(),
-        duration.map_or_else(|| "Ctrl-C".to_owned(), |duration| format!("{} s have passed", duration.as_secs_f64())),
-        if address.to_string() == arguments::DEFAULT_AGGREGATOR { String::new() } else { format!(" --aggregator {address}") },
+        duration.map_or_else(
+            || "Ctrl-C".to_owned(),
+            |duration| format!("{} s have passed", duration.as_secs_f64())
+        ),
+        if address.to_string() == arguments::DEFAULT_AGGREGATOR {
+            String::new()
+        } else {
+            format!(" --aggregator {address}")
+        },
     ));
     if let Some(demo) = &mut demo {
         demo.start(&folders.state.join("demo.json"))?;
@@ -110,17 +123,28 @@ fn refuse(folders: &Folders) -> anyhow::Result<Option<u8>> {
         eprintln!("weir: capturing needs root: its programs go into the kernel. Try: sudo weir up");
         return Ok(Some(exit::UNAVAILABLE));
     }
-    let output = service::command(adopt::SHIPPER)?.arg("check").stdin(Stdio::null()).output().context("run weir-shipper check")?;
+    let output = service::command(adopt::SHIPPER)?
+        .arg("check")
+        .stdin(Stdio::null())
+        .output()
+        .context("run weir-shipper check")?;
     if output.status.success() {
         return Ok(None);
     }
     eprint!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    eprintln!("weir: this host can't be captured, as said above (weir-shipper check); nothing was started in {}", folders.data.display());
+    eprintln!(
+        "weir: this host can't be captured, as said above (weir-shipper check); nothing was started in {}",
+        folders.data.display()
+    );
     Ok(Some(exit::UNAVAILABLE))
 }
 
 /// Shows events until the time is over or nobody reads; an error is a stream that ended before.
-async fn watch(live: &mut Live, replies: &mut Streaming<ObserveReply>, end: Option<Instant>) -> anyhow::Result<()> {
+async fn watch(
+    live: &mut Live,
+    replies: &mut Streaming<ObserveReply>,
+    end: Option<Instant>,
+) -> anyhow::Result<()> {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let over = async {
@@ -155,7 +179,12 @@ async fn drain(
         let mut errors = Vec::new();
         if let Some(mut running) = demo.take() {
             // It waits for the last connection's end, and the view must go on meanwhile.
-            match tokio::task::spawn_blocking(move || { running.stop(); running }).await {
+            match tokio::task::spawn_blocking(move || {
+                running.stop();
+                running
+            })
+            .await
+            {
                 Ok(stopped) => *demo = Some(stopped),
                 Err(error) => errors.push(anyhow::anyhow!("stop the demo: {error}")),
             }
@@ -178,8 +207,7 @@ async fn drain(
         }
     };
     // What the aggregator sent before it ended.
-    while open
-        && let Ok(Ok(Some(reply))) = timeout(TICK, replies.message()).await {
+    while open && let Ok(Ok(Some(reply))) = timeout(TICK, replies.message()).await {
         live.reply(reply);
     }
     errors
@@ -212,11 +240,19 @@ struct Unload {
 impl Drop for Unload {
     fn drop(&mut self) {
         let result = service::command(adopt::SHIPPER).and_then(|mut command| {
-            command.arg("unload").arg("--config").arg(&self.config).stdin(Stdio::null()).output().context("run weir-shipper unload")
+            command
+                .arg("unload")
+                .arg("--config")
+                .arg(&self.config)
+                .stdin(Stdio::null())
+                .output()
+                .context("run weir-shipper unload")
         });
         match result {
             Ok(output) if output.status.success() => {}
-            Ok(output) => eprintln!("weir: weir-shipper unload: {}", String::from_utf8_lossy(&output.stderr).trim()),
+            Ok(output) => {
+                eprintln!("weir: weir-shipper unload: {}", String::from_utf8_lossy(&output.stderr).trim())
+            }
             Err(error) => eprintln!("weir: {error:#}"),
         }
     }

@@ -26,7 +26,11 @@ pub(super) struct Service {
 impl Service {
     /// Starts `name` with its configuration; its log goes to `<state>/<name>.log`. Waits until it is ready and returns
     /// what it wrote into its ready file.
-    pub(super) async fn start(name: &'static str, config: &Value, state: &Path) -> anyhow::Result<(Self, Value)> {
+    pub(super) async fn start(
+        name: &'static str,
+        config: &Value,
+        state: &Path,
+    ) -> anyhow::Result<(Self, Value)> {
         let log = state.join(format!("{name}.log"));
         let ready = state.join(format!("{name}.ready.json"));
         match fs::remove_file(&ready) {
@@ -47,14 +51,19 @@ impl Service {
         let deadline = Instant::now() + READY_MAX;
         loop {
             if let Ok(text) = fs::read(&ready) {
-                let value = serde_json::from_slice(&text).with_context(|| format!("read {}", ready.display()))?;
+                let value =
+                    serde_json::from_slice(&text).with_context(|| format!("read {}", ready.display()))?;
                 return Ok((service, value));
             }
             if let Some(status) = service.child.try_wait()? {
                 bail!("{}", service.obituary(status));
             }
             if Instant::now() > deadline {
-                bail!("{name} was not ready within {} s; its log ends so:\n{}", READY_MAX.as_secs(), service.last_words());
+                bail!(
+                    "{name} was not ready within {} s; its log ends so:\n{}",
+                    READY_MAX.as_secs(),
+                    service.last_words()
+                );
             }
             sleep(Duration::from_millis(20)).await;
         }
@@ -88,7 +97,12 @@ impl Service {
             Ok(status) => bail!("{}", self.obituary(status)),
             Err(_) => {
                 let _ = self.child.kill().await;
-                bail!("{} had not drained after {} s and was killed; see {}", self.name, max.as_secs(), self.log.display())
+                bail!(
+                    "{} had not drained after {} s and was killed; see {}",
+                    self.name,
+                    max.as_secs(),
+                    self.log.display()
+                )
             }
         }
     }
