@@ -163,7 +163,7 @@ fn unload(config: &Config) -> u8 {
             println!("removed {count} pins from {}", config.capture.pin_directory.display());
             exit::OK
         }
-        Err(error) => failed(error.into()),
+        Err(error) => failed(&error.into()),
     }
 }
 
@@ -174,11 +174,11 @@ fn bind(config: Config, Rebind { to_journal, accept_new: _ }: &Rebind) -> u8 {
             println!("{done}");
             exit::OK
         }
-        Err(error) => failed(error.into()),
+        Err(error) => failed(&error.into()),
     }
 }
 
-fn failed(error: anyhow::Error) -> u8 {
+fn failed(error: &anyhow::Error) -> u8 {
     eprintln!("weir-shipper: {error:#}");
     exit::FAILED
 }

@@ -1,4 +1,5 @@
 //! The whole shipper but for the kernel, against an aggregator in the same process that does what a test tells it.
+#![expect(clippy::unwrap_used, reason = "tests panic where they fail")]
 
 mod aggregator;
 
@@ -53,7 +54,8 @@ impl Shipper {
             stay: false,
         });
         let (metrics, shutdown) = (Metrics::default(), CancellationToken::new());
-        let run = Run { config, source, ready_file: None, shutdown: shutdown.clone(), metrics: metrics.clone() };
+        let run =
+            Run { config, source, ready_file: None, shutdown: shutdown.clone(), metrics: metrics.clone() };
         Self { metrics, shutdown, task: tokio::spawn(run.run()) }
     }
 
@@ -75,7 +77,8 @@ impl Shipper {
 
 fn balanced(metrics: &Metrics) {
     let left = metrics.captured_events.get() + metrics.recovered_events.get();
-    let right = metrics.journaled_events.get() + metrics.dropped_events_sum() + metrics.in_flight_events.get();
+    let right =
+        metrics.journaled_events.get() + metrics.dropped_events_sum() + metrics.in_flight_events.get();
     assert_eq!(left, right, "{metrics:?}");
 }
 
@@ -175,7 +178,8 @@ async fn an_aggregator_that_forgot_the_epoch_gets_a_new_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_journal_gets_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let first = Aggregator::start(Manner { break_after: Some(3), stop_after: Some(3), ..Manner::default() }).await;
+    let first =
+        Aggregator::start(Manner { break_after: Some(3), stop_after: Some(3), ..Manner::default() }).await;
     let shipper = Shipper::start(dir.path(), &first.address, 1_000, 100, &[]);
     shipper.until("some events", |m| m.journaled_events.get() >= 100).await;
     shipper.shutdown.cancel();

@@ -1,4 +1,5 @@
 //! Generated files are current. `WEIR_REGENERATE=1 cargo test -p weir-shipper --test generated` renews them.
+#![expect(clippy::unwrap_used, reason = "tests panic where they fail")]
 
 use std::path::Path;
 use std::{env, fs};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use foldhash::{HashMap, HashMapExt};
 use prost::encoding::encoded_len_varint;
 use weir_proto::v1::FlowColumns;
-use weir_schema::values::TimeQuality;
+use weir_schema::values::{ConnectError, EndReason, TcpState, TimeQuality};
 
 use crate::flow::{FlowRecord, LocalIdentity};
 
@@ -125,9 +125,9 @@ impl Columns {
         put(&mut columns.protocol, u32::from(*protocol));
         put(&mut columns.tcp_flags_src, u32::from(*tcp_flags_src));
         put(&mut columns.tcp_flags_dst, u32::from(*tcp_flags_dst));
-        put(&mut columns.tcp_state, tcp_state.map_or(0, |value| value.code()));
-        put(&mut columns.end_reason, end_reason.map_or(0, |value| value.code()));
-        put(&mut columns.connect_error, connect_error.map_or(0, |value| value.code()));
+        put(&mut columns.tcp_state, tcp_state.map_or(0, TcpState::code));
+        put(&mut columns.end_reason, end_reason.map_or(0, EndReason::code));
+        put(&mut columns.connect_error, connect_error.map_or(0, ConnectError::code));
         put(&mut columns.handshake_us, plus_one(*handshake_us));
         put(&mut columns.rtt_us, plus_one(*rtt_us));
         put(&mut columns.rtt_min_us, plus_one(*rtt_min_us));

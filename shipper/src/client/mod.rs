@@ -152,9 +152,11 @@ impl Client {
         match done {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::error!(error = chain(&error), "the spool's state could not be written")
+                tracing::error!(error = chain(&error), "the spool's state could not be written");
             }
-            Err(error) => tracing::error!(%error, "the spool's state could not be written"),
+            Err(error) => {
+                tracing::error!(%error, "the spool's state could not be written");
+            }
         }
     }
 

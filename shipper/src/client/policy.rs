@@ -21,8 +21,6 @@ pub(super) enum Verdict {
 pub(super) fn verdict(error: &SessionError) -> Verdict {
     match error {
         SessionError::Refused { reason, number, .. } => match reason {
-            // Ours or the aggregator's mistake; the next Hello and Welcome settle where things are.
-            Reason::Unspecified | Reason::Protocol | Reason::Gap => Verdict::Retry,
             Reason::ProtocolVersion => Verdict::Hold("upgrade the aggregator first, then the shippers"),
             Reason::SchemaVersion => {
                 Verdict::Hold("upgrade the aggregator: it knows an older schema_version only")
@@ -31,13 +29,17 @@ pub(super) fn verdict(error: &SessionError) -> Verdict {
             Reason::UnknownEpoch => Verdict::NewEpoch,
             Reason::OtherJournal => Verdict::Hold(REBIND),
             Reason::BadBatch if *number > 0 => Verdict::Rejected(*number),
-            Reason::BadBatch => Verdict::Retry,
-            // Our own older connection, or a second process with a copy of this spool.
-            Reason::Superseded => Verdict::Retry,
             Reason::Identity => {
                 Verdict::Hold("node or cluster name is not allowed there: see node and cluster")
             }
-            Reason::Draining => Verdict::Retry,
+            // Ours or the aggregator's mistake: the next Hello and Welcome settle where things are. Superseded: by our
+            // own newer connection, or by a second process with a copy of this spool. Draining: it comes back.
+            Reason::Unspecified
+            | Reason::Protocol
+            | Reason::Gap
+            | Reason::BadBatch
+            | Reason::Superseded
+            | Reason::Draining => Verdict::Retry,
         },
         SessionError::OtherJournal { .. } => Verdict::Hold(REBIND),
         SessionError::Limits { .. } => {

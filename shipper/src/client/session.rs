@@ -140,7 +140,7 @@ pub(super) async fn run(
         .map_err(|_| SessionError::Timeout { what: "Welcome", after: patience })??;
     let welcome = match first.ok_or(SessionError::Closed)?.frame {
         Some(Inbound::Welcome(welcome)) => welcome,
-        Some(Inbound::Refusal(refusal)) => return Err(refused(refusal)),
+        Some(Inbound::Refusal(refusal)) => return Err(refused(&refusal)),
         Some(Inbound::Ack(_)) => return Err(SessionError::Unexpected { what: "an Ack before Welcome" }),
         None => return Err(SessionError::Unexpected { what: "an empty or unknown frame" }),
     };
@@ -297,7 +297,7 @@ impl Flow<'_> {
                 crash::point("client.acked");
                 Ok(())
             }
-            Some(Inbound::Refusal(refusal)) => Err(refused(refusal)),
+            Some(Inbound::Refusal(refusal)) => Err(refused(&refusal)),
             Some(Inbound::Welcome(_)) => Err(SessionError::Unexpected { what: "a second Welcome" }),
             None => Err(SessionError::Unexpected { what: "an empty or unknown frame" }),
         }
@@ -345,7 +345,7 @@ fn frame(frame: Outbound) -> ShipperFrame {
     ShipperFrame { frame: Some(frame) }
 }
 
-fn refused(refusal: Refusal) -> SessionError {
+fn refused(refusal: &Refusal) -> SessionError {
     let reason = refusal.reason();
     let message: String = refusal.message.chars().take(1024).collect();
     SessionError::Refused { reason, message, number: refusal.number }

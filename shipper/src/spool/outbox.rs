@@ -14,7 +14,7 @@ use weir_common::id::{hex, random_id};
 use weir_common::log::{LogError, LogReader};
 use weir_schema::values::{LossReason, LossStage};
 
-use super::epoch::{Amount, Tombstone};
+use super::epoch::{Amount, Epoch, Tombstone};
 use super::image::{self, Dropped};
 use super::ledger::{BeyondLast, Ledger, Next};
 use super::record::{Id, RecordError, SpoolRecord};
@@ -177,7 +177,7 @@ impl Outbox {
                 crash::point("client.bound");
             }
         }
-        let last = inner.ledger.epoch(epoch).map_or(0, |epoch| epoch.last());
+        let last = inner.ledger.epoch(epoch).map_or(0, Epoch::last);
         if journaled > last {
             tracing::error!(
                 epoch = hex(epoch),
@@ -261,7 +261,7 @@ impl Outbox {
     /// All numbers up to this one are journaled.
     pub fn ack(&self, epoch: &Id, number: u64) -> Result<(), BeyondLast> {
         let mut inner = self.lock();
-        let last = inner.ledger.epoch(epoch).map_or(0, |epoch| epoch.last());
+        let last = inner.ledger.epoch(epoch).map_or(0, Epoch::last);
         if number > last {
             return Err(BeyondLast { number, last });
         }

@@ -22,20 +22,20 @@ use weir_schema::values::LossReason;
 
 /// How it behaves.
 #[derive(Clone, Debug)]
-pub struct Manner {
+pub(crate) struct Manner {
     /// Ends each stream after this many frames; before the acknowledgement every other time.
-    pub break_after: Option<u32>,
+    pub(crate) break_after: Option<u32>,
     /// Takes nothing more after this many frames over all streams.
-    pub stop_after: Option<u32>,
-    pub window_batches: u32,
+    pub(crate) stop_after: Option<u32>,
+    pub(crate) window_batches: u32,
     /// Acknowledges when so many are unacknowledged, or 0: at once.
-    pub ack_every: u64,
+    pub(crate) ack_every: u64,
     /// Refuses this number whenever it comes as a batch.
-    pub bad_batch: Option<u64>,
+    pub(crate) bad_batch: Option<u64>,
     /// Forgets the epoch once this number is journaled.
-    pub forget_epoch_at: Option<u64>,
+    pub(crate) forget_epoch_at: Option<u64>,
     /// Misbehaves so, on the first so many streams.
-    pub hostile: Option<(Hostile, u32)>,
+    pub(crate) hostile: Option<(Hostile, u32)>,
 }
 
 impl Default for Manner {
@@ -53,7 +53,7 @@ impl Default for Manner {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hostile {
+pub(crate) enum Hostile {
     AckBeyondSent,
     ShortJournalId,
     NoWindow,
@@ -75,8 +75,8 @@ struct Journal {
     forgotten: bool,
 }
 
-pub struct Aggregator {
-    pub address: String,
+pub(crate) struct Aggregator {
+    pub(crate) address: String,
     journal: Arc<Mutex<Journal>>,
     server: tokio::task::JoinHandle<()>,
 }
@@ -88,7 +88,7 @@ impl Drop for Aggregator {
 }
 
 impl Aggregator {
-    pub async fn start(manner: Manner) -> Self {
+    pub(crate) async fn start(manner: Manner) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let journal = Journal { id: weir_common::id::random_id().to_vec(), ..Journal::default() };
@@ -102,24 +102,24 @@ impl Aggregator {
         Self { address, journal, server }
     }
 
-    pub fn ids(&self) -> Vec<u64> {
+    pub(crate) fn ids(&self) -> Vec<u64> {
         let mut ids = self.journal.lock().unwrap().ids.clone();
         ids.sort_unstable();
         ids
     }
 
-    pub fn has_exactly(&self, range: Range<u64>) {
+    pub(crate) fn has_exactly(&self, range: Range<u64>) {
         let ids = self.ids();
         assert!(ids.iter().copied().eq(range.clone()), "{} ids for {range:?}", ids.len());
     }
 
-    pub fn lost(&self, reason: LossReason) -> u64 {
+    pub(crate) fn lost(&self, reason: LossReason) -> u64 {
         let journal = self.journal.lock().unwrap();
         let of = journal.losses.iter().filter(|loss| loss.reason == reason.code());
         of.map(|loss| loss.count.expect("a known count")).sum()
     }
 
-    pub fn in_flight_max(&self) -> u64 {
+    pub(crate) fn in_flight_max(&self) -> u64 {
         self.journal.lock().unwrap().in_flight_max
     }
 }
@@ -164,13 +164,16 @@ struct OneStream {
 
 impl OneStream {
     async fn run(mut self, mut inbound: Streaming<ShipperFrame>) -> Option<()> {
-        let Some(In::Hello(hello)) = inbound.message().await.ok()??.frame else { panic!("Hello comes first") };
+        let Some(In::Hello(hello)) = inbound.message().await.ok()??.frame else {
+            panic!("Hello comes first")
+        };
         self.number = {
             let mut journal = self.journal.lock().unwrap();
             journal.streams += 1;
             journal.streams
         };
-        let hostile = self.manner.hostile.filter(|(_, streams)| self.number <= *streams).map(|(hostile, _)| hostile);
+        let hostile =
+            self.manner.hostile.filter(|(_, streams)| self.number <= *streams).map(|(hostile, _)| hostile);
         self.hello(&hello, hostile).await?;
         let mut taken = 0;
         while let Some(frame) = inbound.message().await.ok()? {
