@@ -4,7 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "test helpers panic with what failed")]
 
 pub mod capture;
+pub mod duckdb;
 pub mod net;
 pub mod process;
 pub mod scale;
+pub mod tmpfs;
 pub mod traffic;

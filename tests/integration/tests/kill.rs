@@ -60,7 +60,9 @@ fn nothing_is_lost_or_doubled_under_kill_9_of_any_process() {
             let home = dir.path().join(format!("generator-{index}"));
             std::fs::create_dir(&home).unwrap();
             thread::spawn(move || {
-                let start = |crash: Option<String>| generator(&home, address, index, per_generator, scale.kill_rate, crash);
+                let start = |crash: Option<String>| {
+                    generator(&home, address, index, per_generator, scale.kill_rate, crash)
+                };
                 let mut victim = Victim::new(start, 0x5eed + index);
                 victim.die_at(SHIPPER_POINTS);
                 victim.die_at_random(scale.kill_random);
@@ -88,10 +90,13 @@ fn nothing_is_lost_or_doubled_under_kill_9_of_any_process() {
          GROUP BY node ORDER BY node",
         data.display()
     ));
-    println!("SOAK kill -9: {kills} kills, {} events sent, rows by generator: {rows:?}", per_generator * GENERATORS);
+    println!(
+        "SOAK kill -9: {kills} kills, {} events sent, rows by generator: {rows:?}",
+        per_generator * GENERATORS
+    );
     assert_eq!(rows.len() as u64, GENERATORS, "{rows:?}");
     for row in rows {
-        let value = |name: &str| number(&row[name]);
+        let value = |name: &str| u64::try_from(number(&row[name])).unwrap();
         assert_eq!(value("rows"), per_generator, "{row:?}");
         assert_eq!(value("event_ids"), per_generator, "{row:?}");
         assert_eq!(value("ids"), per_generator, "{row:?}");
@@ -118,14 +123,24 @@ fn aggregator(home: &Path, address: SocketAddr, crash: Option<String>) -> Proces
     Process::spawn(&mut command, &home.join("aggregator.log"))
 }
 
-fn generator(home: &Path, address: SocketAddr, index: u64, events: u64, rate: u64, crash: Option<String>) -> Process {
+fn generator(
+    home: &Path,
+    address: SocketAddr,
+    index: u64,
+    events: u64,
+    rate: u64,
+    crash: Option<String>,
+) -> Process {
     let spool: PathBuf = home.join("spool");
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir-gen"));
     command.arg("--spool").arg(spool).arg("--aggregator").arg(address.to_string());
     command.arg("--node").arg(format!("node-{index}"));
-    for (flag, value) in
-        [("--seed", index + 1), ("--events", events), ("--interval-events", INTERVAL_EVENTS), ("--rate", rate)]
-    {
+    for (flag, value) in [
+        ("--seed", index + 1),
+        ("--events", events),
+        ("--interval-events", INTERVAL_EVENTS),
+        ("--rate", rate),
+    ] {
         command.arg(flag).arg(value.to_string());
     }
     command.arg("--set").arg("client.backoff_max=500ms");
