@@ -63,8 +63,10 @@ impl Screen {
     fn draw(&mut self) -> io::Result<()> {
         if self.terminal && !self.footer.is_empty() {
             // A footer that wraps could not be erased.
-            let columns =
-                rustix::termios::tcgetwinsize(&self.out).map_or(80, |size| usize::from(size.ws_col).max(20));
+            let columns = match rustix::termios::tcgetwinsize(&self.out) {
+                Ok(size) if size.ws_col > 0 => usize::from(size.ws_col),
+                _ => 80,
+            };
             let footer: String = self.footer.chars().take(columns - 1).collect();
             let style = self.style();
             let (on, off) = if style.color { ("\x1b[7m", "\x1b[0m") } else { ("", "") };
