@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::OwnedSemaphorePermit;
 use weir_proto::v1::{BatchRange, LossEvent};
 
@@ -45,7 +46,30 @@ pub struct Accepted {
     /// What it holds.
     pub content: Content,
     /// Its share of the memory for undecided units, given back when it is journaled.
-    pub permit: Option<OwnedSemaphorePermit>,
+    pub share: Option<MemoryShare>,
+}
+
+/// A share of the memory for undecided units; dropping it gives it back.
+#[derive(Debug)]
+pub struct MemoryShare {
+    bytes: i64,
+    taken: Gauge,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl MemoryShare {
+    /// Counts the permits, of 1 KiB each, in `taken`.
+    pub fn new(permit: OwnedSemaphorePermit, taken: &Gauge) -> Self {
+        let bytes = i64::try_from(permit.num_permits() * 1024).unwrap_or(i64::MAX);
+        taken.inc_by(bytes);
+        Self { bytes, taken: taken.clone(), _permit: permit }
+    }
+}
+
+impl Drop for MemoryShare {
+    fn drop(&mut self) {
+        self.taken.dec_by(self.bytes);
+    }
 }
 
 /// What a unit holds.

@@ -135,11 +135,13 @@ impl Running {
             let config = config.clone();
             move || Stores::open(&config)
         });
-        let Stores { journal, registry, cursors, parquet } =
+        let Stores { journal, registry, cursors, parquet, recovery } =
             stores.await.map_err(|_| RunError::Ended("opening"))??;
 
         let mut metrics_registry = MetricsRegistry::default();
         let metrics = Metrics::new(&mut metrics_registry, &cursors);
+        metrics.journal_cut_bytes.inc_by(recovery.cut.as_ref().map_or(0, |cut| cut.bytes_lost));
+        metrics.journal_damaged_ranges.inc_by(recovery.damaged.len() as u64);
         let parquet = parquet.map(|sink| (sink, ParquetMetrics::register(&mut metrics_registry)));
         let health = Health::default();
         let (draining, sinks_end) = (CancellationToken::new(), CancellationToken::new());
@@ -236,7 +238,10 @@ impl Running {
         match tokio::time::timeout(timeout, self.drain()).await {
             Ok(result) => result.map(|()| Outcome::Drained),
             Err(_) => {
-                tracing::warn!(?timeout, "draining took too long; what is not in the sinks is in the journal");
+                tracing::warn!(
+                    ?timeout,
+                    "draining took too long; what is not in the sinks is in the journal"
+                );
                 Ok(Outcome::DrainTimedOut)
             }
         }
@@ -277,6 +282,7 @@ struct Stores {
     registry: Arc<Registry>,
     cursors: SinkCursors,
     parquet: Option<ParquetSink>,
+    recovery: Recovery,
 }
 
 impl Stores {
@@ -287,8 +293,7 @@ impl Stores {
             cursors.register(spec);
         }
         let now_s = clock::now_ns().div_euclid(1_000_000_000);
-        let Opened { journal, sequences, recovery } =
-            Journal::open(&config.journal, cursors.clone(), now_s)?;
+        let Opened { journal, sequences, recovery } = Journal::open(&config.journal, cursors.clone(), now_s)?;
         log_recovery(&recovery);
         let open = |config: &ParquetConfig| ParquetSink::open(config.clone(), journal.id());
         let parquet = config.parquet.as_ref().map(open).transpose().map_err(RunError::Parquet)?;
@@ -296,7 +301,7 @@ impl Stores {
             parquet::log_recovery(&report);
             sink
         });
-        Ok(Self { journal, registry: Registry::new(sequences), cursors, parquet })
+        Ok(Self { journal, registry: Registry::new(sequences), cursors, parquet, recovery })
     }
 }
 

@@ -81,7 +81,10 @@ pub fn block_on(run: Run) -> u8 {
         Ok(Outcome::Drained) => exit::OK,
         Ok(Outcome::DrainTimedOut) => exit::DRAIN_TIMED_OUT,
         Err(error) => {
-            tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the aggregator can't go on");
+            tracing::error!(
+                error = format!("{:#}", anyhow::Error::from(error)),
+                "the aggregator can't go on"
+            );
             exit::FAILED
         }
     }

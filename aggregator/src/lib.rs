@@ -5,6 +5,7 @@
 //! the journal by position. [`app`] wires and ends everything.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(test, recursion_limit = "256")]
 
 pub mod accepted;
 pub mod app;

@@ -45,14 +45,22 @@ pub const METRICS: &[MetricDoc] = &[
     doc("weir_aggregator_duplicate_events_total", "", "Events in them"),
     doc("weir_aggregator_refused_batches_total", "reason", "Batches and skips refused, with their stream"),
     doc("weir_aggregator_refused_events_total", "reason", "Events in them, as their envelopes say"),
-    doc("weir_aggregator_in_flight_batches", "", "Batches and skips received and not yet decided or journaled"),
+    doc(
+        "weir_aggregator_in_flight_batches",
+        "",
+        "Batches and skips received and not yet decided or journaled",
+    ),
     doc("weir_aggregator_in_flight_events", "", "Events in them"),
     doc("weir_aggregator_undecided_bytes", "", "Memory taken by them; at most ingest.memory_bytes"),
     doc("weir_aggregator_lost_events_total", "stage,reason", "Events that journaled loss rows say were lost"),
     doc("weir_aggregator_streams", "", "Open shipper streams"),
     doc("weir_aggregator_streams_refused_total", "reason", "Streams ended by a refusal"),
     doc("weir_aggregator_connections", "", "Open connections"),
-    doc("weir_aggregator_connections_refused_total", "reason", "Connections closed unserved: limit, or silent"),
+    doc(
+        "weir_aggregator_connections_refused_total",
+        "reason",
+        "Connections closed unserved: limit, or silent",
+    ),
     doc("weir_aggregator_journal_bytes", "", "Bytes of the journal on disk"),
     doc("weir_aggregator_journal_segments", "", "Files of the journal"),
     doc("weir_aggregator_journal_tail_bytes", "", "Memory of the latest records; about journal.tail_bytes"),
@@ -60,7 +68,11 @@ pub const METRICS: &[MetricDoc] = &[
     doc("weir_aggregator_journal_group_events", "", "Events per group commit"),
     doc("weir_aggregator_journal_paused_budget", "", "1 while ingestion waits for a required sink"),
     doc("weir_aggregator_journal_paused_disk_full", "", "1 while ingestion waits for disk"),
-    doc("weir_aggregator_journal_cut_bytes_total", "", "Bytes of torn tails cut at start; never acknowledged"),
+    doc(
+        "weir_aggregator_journal_cut_bytes_total",
+        "",
+        "Bytes of torn tails cut at start; never acknowledged",
+    ),
     doc("weir_aggregator_journal_damaged_ranges_total", "", "Damaged ranges of records found at start"),
     doc("weir_aggregator_observe_viewers", "", "Open observe streams"),
     doc("weir_aggregator_observe_missed_events_total", "", "Events that passed slow viewers by"),
@@ -163,10 +175,14 @@ impl Metrics {
             journal_bytes: add.metric("weir_aggregator_journal_bytes"),
             journal_segments: add.metric("weir_aggregator_journal_segments"),
             journal_tail_bytes: add.metric("weir_aggregator_journal_tail_bytes"),
-            journal_sync_seconds: add
-                .with("weir_aggregator_journal_sync_seconds", Histogram::new(exponential_buckets(0.0001, 2.0, 16))),
-            group_events: add
-                .with("weir_aggregator_journal_group_events", Histogram::new(exponential_buckets(1.0, 4.0, 10))),
+            journal_sync_seconds: add.with(
+                "weir_aggregator_journal_sync_seconds",
+                Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
+            ),
+            group_events: add.with(
+                "weir_aggregator_journal_group_events",
+                Histogram::new(exponential_buckets(1.0, 4.0, 10)),
+            ),
             paused_budget: add.metric("weir_aggregator_journal_paused_budget"),
             paused_disk_full: add.metric("weir_aggregator_journal_paused_disk_full"),
             journal_cut_bytes: add.metric("weir_aggregator_journal_cut_bytes_total"),
@@ -225,7 +241,8 @@ impl Metrics {
     /// Events that loss rows say were lost, over all stages and reasons.
     pub fn lost_total(&self) -> u64 {
         use weir_schema::values::{LossReason, LossStage};
-        let pairs = LossStage::ALL.iter().flat_map(|s| LossReason::ALL.iter().map(move |r| (s.as_str(), r.as_str())));
+        let pairs =
+            LossStage::ALL.iter().flat_map(|s| LossReason::ALL.iter().map(move |r| (s.as_str(), r.as_str())));
         pairs
             .filter_map(|(stage, reason)| self.lost_events.get(&LossLabel { stage, reason }))
             .map(|counter| counter.get())
@@ -325,20 +342,25 @@ mod tests {
         let mut registry = Registry::default();
         let cursors = SinkCursors::default();
         cursors.register(SinkSpec { name: "parquet", required: true });
-        let _metrics = Metrics::new(&mut registry, &cursors);
+        let metrics = Metrics::new(&mut registry, &cursors);
+        metrics.received(1, 1);
+        metrics.refused("gap", 1);
+        metrics.lost(&weir_proto::v1::LossEvent { stage: 1, reason: 1, ..Default::default() });
+        let reason = Reason { reason: "gap" };
+        drop((
+            metrics.streams_refused.get_or_create(&reason),
+            metrics.connections_refused.get_or_create(&reason),
+        ));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         let mut exported: Vec<(&str, &str)> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# HELP "))
             .filter_map(|line| line.split_once(' '))
+            .map(|(name, help)| (name, help.trim_end_matches('.')))
             .collect();
-        let help: Vec<String> = METRICS.iter().map(|row| format!("{}.", row.help)).collect();
-        let mut table: Vec<(&str, &str)> = METRICS
-            .iter()
-            .zip(&help)
-            .map(|(row, help)| (row.name.trim_end_matches("_total"), help.as_str()))
-            .collect();
+        let mut table: Vec<(&str, &str)> =
+            METRICS.iter().map(|row| (row.name.trim_end_matches("_total"), row.help)).collect();
         exported.sort_unstable();
         table.sort_unstable();
         assert_eq!(exported, table);

@@ -53,7 +53,11 @@ pub fn build(
                     row += 1;
                 }
                 for event in &body.anomalies {
-                    anomalies.push(rows::AnomalyRow { origin, event_id: event_id(origin, number, row), event });
+                    anomalies.push(rows::AnomalyRow {
+                        origin,
+                        event_id: event_id(origin, number, row),
+                        event,
+                    });
                     row += 1;
                 }
                 for event in &body.losses {
@@ -109,3 +113,6 @@ fn loss_row<'a>(origin: &'a Origin, number: u64, row: u32, event: &'a LossEvent)
 fn event_id(origin: &Origin, number: u64, row: u32) -> Id {
     weir_common::id::event_id(&origin.source.epoch, number, row)
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,8 +49,7 @@ pub(super) fn dns(rows: &[DnsRow<'_>]) -> Result<RecordBatch, ArrowError> {
     };
     let cluster = ids(&|row| row.origin.cluster.as_str().into());
     let node = ids(&|row| row.origin.node.as_str().into());
-    let reporter =
-        ids(&|row| Reporter::from_code(row.event.reporter).map_or("", Reporter::as_str).into());
+    let reporter = ids(&|row| Reporter::from_code(row.event.reporter).map_or("", Reporter::as_str).into());
     let client_ip = ids(&|row| address(&row.event.client_ip).into());
     let server_ip = ids(&|row| address(&row.event.server_ip).into());
     let transport = ids(&|row| if row.event.transport == 6 { "tcp" } else { "udp" }.into());

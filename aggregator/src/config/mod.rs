@@ -182,7 +182,11 @@ impl Parser<'_> {
             let identity = match raw.identity.as_deref() {
                 None => None,
                 Some(text) => Some(identity(text).ok_or_else(|| {
-                    format!("identity one of {}; network {} has {text:?}", keys::IDENTITIES.join(", "), raw.name)
+                    format!(
+                        "identity one of {}; network {} has {text:?}",
+                        keys::IDENTITIES.join(", "),
+                        raw.name
+                    )
                 })?),
             };
             Ok(Network { cidrs: cidrs(&raw.name, &raw.cidrs)?, name: named(raw.name)?, identity })
@@ -292,7 +296,10 @@ fn named(name: String) -> Result<String, String> {
 }
 
 fn cidrs(name: &str, texts: &[String]) -> Result<Vec<IpNet>, String> {
-    texts.iter().map(|text| cidr(text).map_err(|expected| format!("{expected}; {name} has {text:?}"))).collect()
+    texts
+        .iter()
+        .map(|text| cidr(text).map_err(|expected| format!("{expected}; {name} has {text:?}")))
+        .collect()
 }
 
 /// A prefix, or a single address.

@@ -48,9 +48,7 @@ impl PrefixTable {
             IpAddr::V6(_) => (&self.v6, 128),
         };
         let number = number(address);
-        lengths.iter().find_map(|length| {
-            length.by_prefix.get(&prefix(number, length.bits, width)).copied()
-        })
+        lengths.iter().find_map(|length| length.by_prefix.get(&prefix(number, length.bits, width)).copied())
     }
 }
 

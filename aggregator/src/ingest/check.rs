@@ -272,7 +272,13 @@ fn check_dns(row: usize, event: &DnsEvent, limits: &Limits) -> Result<(), BatchE
         local_container_id,
         local_pod_uid,
     } = event;
-    one(row, "dns.reporter", *reporter, Expected::Code("reporter"), Reporter::from_code(*reporter).is_some())?;
+    one(
+        row,
+        "dns.reporter",
+        *reporter,
+        Expected::Code("reporter"),
+        Reporter::from_code(*reporter).is_some(),
+    )?;
     let protocols = Expected::Code("transport: 6 (tcp) or 17 (udp)");
     one(row, "dns.transport", *transport, protocols, matches!(transport, 6 | 17))?;
     for (field, bytes) in [("dns.client_ip", client_ip), ("dns.server_ip", server_ip)] {
@@ -343,7 +349,13 @@ pub fn check_loss(row: usize, event: &LossEvent) -> Result<(), BatchError> {
     one(row, "losses.reason", *reason, Expected::Code("reason"), LossReason::from_code(*reason).is_some())
 }
 
-fn one(row: usize, field: &'static str, value: u32, expected: Expected, good: bool) -> Result<(), BatchError> {
+fn one(
+    row: usize,
+    field: &'static str,
+    value: u32,
+    expected: Expected,
+    good: bool,
+) -> Result<(), BatchError> {
     if good { Ok(()) } else { Err(BatchError::Value { field, row, value: u64::from(value), expected }) }
 }
 

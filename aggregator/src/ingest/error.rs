@@ -6,7 +6,9 @@ use weir_proto::v1::refusal::Reason;
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum BatchError {
     /// Made by a newer shipper.
-    #[error("schema_version {found} is newer than {known}, the newest that this aggregator reads: update the aggregator first")]
+    #[error(
+        "schema_version {found} is newer than {known}, the newest that this aggregator reads: update the aggregator first"
+    )]
     NewerSchema {
         /// Of the batch.
         found: u32,

@@ -152,7 +152,11 @@ mod tests {
         };
         assert_eq!(refused(&|h| h.protocol_version = 9).0, Reason::ProtocolVersion);
         let (reason, message) = refused(&|h| h.shipper_id = vec![1; 15]);
-        assert_eq!((reason, message.contains("shipper_id has 15 bytes")), (Reason::Protocol, true), "{message}");
+        assert_eq!(
+            (reason, message.contains("shipper_id has 15 bytes")),
+            (Reason::Protocol, true),
+            "{message}"
+        );
         assert_eq!(refused(&|h| h.epoch = vec![0; 16]).0, Reason::Protocol);
         assert_eq!(refused(&|h| h.first_number = 0).0, Reason::Protocol);
         assert_eq!(refused(&|h| h.first_number = 2).0, Reason::Protocol);

@@ -192,7 +192,11 @@ impl Sequences {
     pub fn checkpoint(&mut self, now_s: i64) -> Vec<ShipperState> {
         let oldest = now_s.saturating_sub(self.bounds.age_s_max);
         self.shippers.retain(|_, shipper| {
-            shipper.epochs.retain(|epoch| epoch.last_seen_s >= oldest || epoch.accepted > epoch.journaled);
+            // A clock that was set wrong must not make a connected shipper's numbers unknown.
+            let connected = shipper.generation != 0;
+            shipper
+                .epochs
+                .retain(|epoch| connected || epoch.last_seen_s >= oldest || epoch.accepted > epoch.journaled);
             !shipper.epochs.is_empty() || shipper.generation != 0
         });
         let mut states: Vec<ShipperState> = self

@@ -21,7 +21,7 @@ use super::hello::Refused;
 use super::registry::Seat;
 use super::sequence::Verdict;
 use super::{IngestShared, check, decode};
-use crate::accepted::{Accepted, Content, Origin};
+use crate::accepted::{Accepted, Content, MemoryShare, Origin};
 use crate::metrics::{self, Metrics};
 
 type Outbound = mpsc::Sender<Result<AggregatorFrame, Status>>;
@@ -103,7 +103,9 @@ async fn greet(shared: &IngestShared, inbound: &mut Streaming<ShipperFrame>) -> 
         Ok(Ok(Some(ShipperFrame { frame: Some(shipper_frame::Frame::Hello(hello)) }))) => {
             shared.hello.check(&hello).map_err(End::Refused)
         }
-        Ok(Ok(Some(ShipperFrame { frame: None }))) => refuse("a frame without content came before Hello".into()),
+        Ok(Ok(Some(ShipperFrame { frame: None }))) => {
+            refuse("a frame without content came before Hello".into())
+        }
         Ok(Ok(Some(_))) => refuse("a Batch or Skip came before Hello".into()),
         Ok(Ok(None)) => Err(End::Gone),
         Ok(Err(status)) => refuse(bad_frame(&status)),
@@ -172,7 +174,7 @@ impl Reader<'_> {
         let bytes = shared.limits.memory_bytes(envelope.decoded_bytes, envelope.events.into());
         let permits = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(shared.memory_kib);
         let memory = Arc::clone(&shared.memory).acquire_many_owned(permits).await;
-        let permit = memory.map_err(|_| draining())?;
+        let share = MemoryShare::new(memory.map_err(|_| draining())?, &shared.metrics.undecided_bytes);
         let body = decode::body(&batch, envelope, &shared.limits).map_err(bad)?;
         crash::point("ingest.decoded");
         Ok(Some(Accepted {
@@ -180,7 +182,7 @@ impl Reader<'_> {
             first_number: number,
             last_number: number,
             content: Content::Body(Box::new(body)),
-            permit: Some(permit),
+            share: Some(share),
         }))
     }
 
@@ -196,13 +198,14 @@ impl Reader<'_> {
         self.number(from_number, to_number)?;
         let bad = |message: String| Refused { reason: Reason::BadBatch, message, number: from_number };
         let loss = loss.ok_or_else(|| bad(format!("skip {from_number}..={to_number} has no loss")))?;
-        check::check_loss(0, &loss).map_err(|error| bad(format!("skip {from_number}..={to_number}: {error}")))?;
+        check::check_loss(0, &loss)
+            .map_err(|error| bad(format!("skip {from_number}..={to_number}: {error}")))?;
         Ok(Accepted {
             origin: Arc::clone(&self.origin),
             first_number: from_number,
             last_number: to_number,
             content: Content::Skip(loss),
-            permit: None,
+            share: None,
         })
     }
 
@@ -241,7 +244,9 @@ impl Reader<'_> {
             }
             Verdict::Gap { expected } => Refused {
                 reason: Reason::Gap,
-                message: format!("number {first} came where {expected} is next: a Skip must declare what is missing"),
+                message: format!(
+                    "number {first} came where {expected} is next: a Skip must declare what is missing"
+                ),
                 number: first,
             },
             Verdict::UnknownEpoch => Refused {
@@ -253,10 +258,9 @@ impl Reader<'_> {
                 number: first,
             },
             Verdict::Superseded => superseded(),
-            Verdict::Full => Refused::stream(
-                Reason::Identity,
-                "no more shippers can be kept (ingest.shippers_max)",
-            ),
+            Verdict::Full => {
+                Refused::stream(Reason::Identity, "no more shippers can be kept (ingest.shippers_max)")
+            }
         };
         arrival.refused(refused.reason);
         Err(refused)
@@ -283,7 +287,8 @@ impl Reader<'_> {
         let number = *self.seat.journaled.borrow();
         if number > 0 {
             // A peer that is gone does not need it.
-            let _ = timeout(REFUSAL_PATIENCE, send(outbound, aggregator_frame::Frame::Ack(Ack { number }))).await;
+            let _ =
+                timeout(REFUSAL_PATIENCE, send(outbound, aggregator_frame::Frame::Ack(Ack { number }))).await;
         }
     }
 }
@@ -321,7 +326,13 @@ struct Window {
 }
 
 impl Window {
-    fn send(&mut self, number: u64, bytes: u64, journaled: u64, shared: &IngestShared) -> Result<(), Refused> {
+    fn send(
+        &mut self,
+        number: u64,
+        bytes: u64,
+        journaled: u64,
+        shared: &IngestShared,
+    ) -> Result<(), Refused> {
         while self.sent.front().is_some_and(|(number, _)| *number <= journaled) {
             if let Some((_, bytes)) = self.sent.pop_front() {
                 self.bytes -= bytes;

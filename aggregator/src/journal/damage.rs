@@ -70,8 +70,7 @@ impl LossReporter {
         };
         let Shared { journal_id, cluster, node, queue, .. } = &*self.shared;
         let event_id = id::event_id(journal_id, *resume_at, SKIP_ROW);
-        let loss =
-            OwnLoss { event_id, cluster: cluster.clone(), node: node.clone(), sink: None, event };
+        let loss = OwnLoss { event_id, cluster: cluster.clone(), node: node.clone(), sink: None, event };
         // The writer is gone only when the process ends; the next one reports it.
         let _ = queue.send(loss);
         true

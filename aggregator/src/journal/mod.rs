@@ -137,27 +137,29 @@ fn recover(
     let (first, next) = (log.first_position(), log.next_position());
     cursors.start_at(first);
     for position in first..next {
-        let events = match reader.read(position) {
-            Ok(Some(payload)) => {
-                let (header, _) = record::decode_header(&payload).map_err(|source| JournalError::Header {
-                    dir: dir.to_owned(),
-                    position,
-                    source,
-                })?;
-                state(position, &header);
-                header.parts.iter().map(|part| part.rows).sum()
-            }
-            // How many events a damaged record held is not known; its loss row says so with a null count.
-            Ok(None) | Err(LogError::Damaged { .. }) => 0,
-            Err(source) => return Err(JournalError::at("read", dir)(source)),
-        };
+        let events =
+            match reader.read(position) {
+                Ok(Some(payload)) => {
+                    let (header, _) = record::decode_header(&payload)
+                        .map_err(|source| JournalError::Header { dir: dir.to_owned(), position, source })?;
+                    state(position, &header);
+                    header.parts.iter().map(|part| part.rows).sum()
+                }
+                // How many events a damaged record held is not known; its loss row says so with a null count.
+                Ok(None) | Err(LogError::Damaged { .. }) => 0,
+                Err(source) => return Err(JournalError::at("read", dir)(source)),
+            };
         cursors.push_record(events);
     }
     Ok(())
 }
 
 /// The first frame of a segment.
-pub(in crate::journal) fn checkpoint(id: Id, next_position: u64, shippers: Vec<ShipperState>) -> JournalCheckpoint {
+pub(in crate::journal) fn checkpoint(
+    id: Id,
+    next_position: u64,
+    shippers: Vec<ShipperState>,
+) -> JournalCheckpoint {
     JournalCheckpoint { journal_id: id.to_vec(), schema_version: SCHEMA_VERSION, next_position, shippers }
 }
 
@@ -212,3 +214,6 @@ impl JournalError {
 
 /// A group has at most `ingest.rows_max` rows more than `journal.group_rows`; this is far above what they encode to.
 const RECORD_BYTES_MAX: u32 = 256 << 20;
+
+#[cfg(test)]
+mod tests;

@@ -155,8 +155,7 @@ impl Tail {
             if left.is_zero() {
                 return;
             }
-            records =
-                self.arrived.wait_timeout(records, left).unwrap_or_else(PoisonError::into_inner).0;
+            records = self.arrived.wait_timeout(records, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

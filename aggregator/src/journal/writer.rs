@@ -76,7 +76,9 @@ impl Writer {
         self.update_gauges();
         while let Some(group) = runtime.block_on(self.next_group()) {
             if !self.write(group)? {
-                tracing::warn!("journal can't take the last units; they stay unacknowledged with their shippers");
+                tracing::warn!(
+                    "journal can't take the last units; they stay unacknowledged with their shippers"
+                );
                 break;
             }
         }
@@ -123,13 +125,13 @@ impl Writer {
         self.metrics.journaled(&units, &record, encoded.len());
         self.journal.cursors.push_record(record.events());
         self.journal.tail.push(record);
+        // Their memory is free before a shipper hears of it.
+        units.iter_mut().for_each(|unit| unit.share = None);
         self.registry.journaled(&units);
         crash::point("journal.acknowledged");
         if !own.is_empty() {
             self.reporter.journaled().map_err(WriterError::Reported)?;
         }
-        // Gives the memory of the units back.
-        units.clear();
         self.metrics.group_events.observe(rows as f64);
         if self.journal.log.roll_due() {
             self.roll()?;
@@ -179,7 +181,8 @@ impl Writer {
         }
         // The active segment can't be removed; once all of it is delivered, a new one frees it.
         let delivered = self.journal.cursors.slowest() == Some(self.journal.next_position());
-        if delivered && self.journal.log.segments().last().is_some_and(|s| s.next_position > s.first_position) {
+        if delivered && self.journal.log.segments().last().is_some_and(|s| s.next_position > s.first_position)
+        {
             self.roll()?;
         }
         Ok(fits(&self.journal))
