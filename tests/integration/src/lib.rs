@@ -8,5 +8,6 @@ pub mod duckdb;
 pub mod net;
 pub mod process;
 pub mod scale;
+pub mod system;
 pub mod tmpfs;
 pub mod traffic;

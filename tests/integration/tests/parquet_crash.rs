@@ -14,6 +14,7 @@ use weir_aggregator::sink::parquet::synthetic::{Synthetic, synthetic_event_id};
 use weir_aggregator::sink::parquet::{CRASH_POINTS, Keep, ParquetConfig, ParquetSink, Report, verify};
 use weir_common::id::uuid_text;
 use weir_integration_tests::duckdb::{DuckDb, read_all};
+use weir_integration_tests::scale::scale;
 
 /// `<folder>|<next position>|<bytes of a kind that retention keeps, 0 for all>`.
 const CHILD: &str = "WEIR_TEST_PARQUET_CHILD";
@@ -102,15 +103,11 @@ fn assert_each_once(duckdb: &DuckDb, folder: &Path, next: u64, what: &str) {
     assert!(found == sent, "{what}: other rows than were sent");
 }
 
-fn soak() -> bool {
-    std::env::var("WEIR_SCALE").is_ok_and(|scale| scale == "soak")
-}
-
 #[test]
 fn killed_at_every_step_of_a_cut() {
     let Some(duckdb) = DuckDb::find() else { return };
     let next = 8;
-    let counts: &[u32] = if soak() { &[1, 2, 3, 5, 7, 11] } else { &[1, 2] };
+    let counts: &[u32] = if scale().name == "soak" { &[1, 2, 3, 5, 7, 11] } else { &[1, 2] };
     for point in &CRASH_POINTS[..6] {
         for count in counts {
             let folder = TempDir::new().unwrap();
@@ -164,8 +161,8 @@ fn rows_ever(folder: &Path) -> u64 {
 #[test]
 fn killed_at_random_moments() {
     let Some(duckdb) = DuckDb::find() else { return };
-    let (seeds, next) = if soak() { (20, 120) } else { (3, 40) };
-    for seed in 0..seeds {
+    let next = 40;
+    for seed in 0..u64::from(scale().kill_random) {
         let folder = TempDir::new().unwrap();
         // Park and Miller (1988).
         let mut random: u64 = seed * 7919 + 17;
