@@ -21,7 +21,8 @@ use weir_shipper::probe::{Capture, CaptureConfig};
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let ([cgroup, pins, log], rest) = arguments.split_first_chunk::<3>().context("three arguments are needed")?;
+    let ([cgroup, pins, log], rest) =
+        arguments.split_first_chunk::<3>().context("three arguments are needed")?;
     let (rounds, die) = match rest {
         [] => (u64::MAX, ""),
         ["final"] => (3, ""),
@@ -66,7 +67,8 @@ fn open_log(path: &str) -> Result<(File, Option<(u128, u64)>)> {
         let mut words = line.split(' ');
         Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
     });
-    let mut file = File::options().create(true).truncate(false).write(true).open(path).context("open the log")?;
+    let mut file =
+        File::options().create(true).truncate(false).write(true).open(path).context("open the log")?;
     file.set_len(whole as u64)?;
     file.seek(SeekFrom::End(0))?;
     Ok((file, last))
