@@ -156,8 +156,8 @@ fn addresses_are_canonical_and_cast_to_inet() {
          FROM {all} WHERE kind = 'flow'"
     ));
     let row = &row[0];
-    assert!(row["canonical"] == true && row["rows"] == 8000 && row["pods"] == 8000, "{row:?}");
-    assert!(row["v6"].as_i64().is_some_and(|rows| rows > 100 && rows < 8000), "{row:?}");
+    assert!(row["canonical"] == true && row["rows"] == 4000 && row["pods"] == 4000, "{row:?}");
+    assert!(row["v6"].as_i64().is_some_and(|rows| rows > 100 && rows < 4000), "{row:?}");
 }
 
 #[test]
