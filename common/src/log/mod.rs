@@ -112,6 +112,9 @@ pub enum LogError {
         path: PathBuf,
         /// What is wrong.
         reason: String,
+        /// Whether its bytes are damaged: its owner may set the file aside and open the log again. Otherwise it belongs
+        /// to another log or to a newer program.
+        damaged: bool,
     },
     /// The record is larger than the log takes.
     #[error("record of {bytes} bytes is larger than the limit of {limit}")]

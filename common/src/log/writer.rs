@@ -96,25 +96,25 @@ impl Log {
         next_first: Option<u64>,
         recovery: &mut Recovery,
     ) -> Result<Segment, LogError> {
-        let bad = |reason: String| LogError::BadSegment { path: path.to_owned(), reason };
+        let bad = |reason: String, damaged| LogError::BadSegment { path: path.to_owned(), reason, damaged };
         let file = File::open(path).map_err(FileError::at("open", path))?;
         let length = file.metadata().map_err(FileError::at("query", path))?.len();
         let mut header = [0; HEADER_BYTES as usize];
         Source::read_at(&file, &mut header, 0).map_err(FileError::at("read", path))?;
-        let header = Header::decode(&header).map_err(|reason| bad(reason.to_owned()))?;
+        let header = Header::decode(&header).map_err(|reason| bad(reason.to_owned(), true))?;
         if header.kind != self.options.kind || header.first_position != first_position {
-            return Err(bad("it belongs to another log".to_owned()));
+            return Err(bad("it belongs to another log".to_owned(), false));
         }
         if header.schema_version > self.options.schema_version {
             let (found, known) = (header.schema_version, self.options.schema_version);
-            return Err(bad(format!("its schema_version {found} is newer than this program's {known}")));
+            return Err(bad(format!("its schema_version {found} is newer than this program's {known}"), false));
         }
         let scan =
             scan(&file, length, header, self.options.record_bytes_max).map_err(|error| match error {
                 ScanError::Io(source) => {
                     FileError { operation: "read", path: path.to_owned(), source }.into()
                 }
-                ScanError::Bad(reason) => bad(reason.to_owned()),
+                ScanError::Bad(reason) => bad(reason.to_owned(), true),
             })?;
         let mut segment = Segment::new(first_position, path.to_owned(), file, scan.checkpoint.clone());
         for found in &scan.found {
@@ -131,9 +131,10 @@ impl Log {
         segment.bytes = scan.end;
         match (next_first, &scan) {
             (Some(next_first), Scan { next_position, .. }) if *next_position > next_first => {
-                return Err(bad(format!(
-                    "it goes on to {next_position}, but the next segment begins at {next_first}"
-                )));
+                return Err(bad(
+                    format!("it goes on to {next_position}, but the next segment begins at {next_first}"),
+                    false,
+                ));
             }
             // The end of a sealed segment is known from the next one: what is missing there is damage, not a torn tail.
             (Some(next_first), Scan { next_position, end, tail, .. }) if *next_position < next_first => {

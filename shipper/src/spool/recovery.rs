@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use weir_common::file::FileError;
 use weir_common::id::{hex, random_id};
 use weir_common::log::{Log, LogError, LogOptions, LogReader, Recovery};
 use weir_schema::values::{LossReason, LossStage};
@@ -31,7 +32,7 @@ impl Spool {
             record_bytes_max: RECORD_BYTES_MAX,
             ..LogOptions::new(*b"SPOL", LOG_VERSION)
         };
-        let (log, found) = Log::open(&options.dir, log_options)?;
+        let (log, found, set_aside) = open_log(&options.dir, log_options)?;
         let (state, loaded) = StateFile::open(&options.dir.join("state"))?;
         let checkpoint = checkpoint(&log);
         let image = image(loaded, state.path(), checkpoint.is_some())?;
@@ -53,7 +54,7 @@ impl Spool {
 
         let lost_tail = bury_holes(&mut ledger, known);
         report(&found);
-        let reason = match (found.cut.is_some(), lost_tail, known) {
+        let reason = match (found.cut.is_some() || set_aside, lost_tail, known) {
             (true, ..) => Some("cut"),
             (_, true, _) => Some("lost_tail"),
             (.., false) if checkpoint.is_some() => Some("lost_state"),
@@ -80,6 +81,28 @@ impl Spool {
         }
         spool.outbox.metrics().spool_bytes.set(spool.log.bytes());
         Ok(spool)
+    }
+}
+
+/// Opens the log without the segments that cannot be used at all; those are renamed and kept for a person to look at.
+/// What was in them is missing then, and declared like any other hole. Returns whether there was one.
+fn open_log(dir: &Path, options: LogOptions) -> Result<(Log, Recovery, bool), SpoolError> {
+    let mut set_aside = false;
+    loop {
+        match Log::open(dir, options) {
+            Ok((log, found)) => return Ok((log, found, set_aside)),
+            Err(LogError::BadSegment { path, reason, damaged: true }) => {
+                let to = path.with_extension("log.damaged");
+                tracing::error!(
+                    path = %path.display(), offset = 0, reason, kept_as = %to.display(),
+                    "a segment of the spool cannot be used and is set aside"
+                );
+                std::fs::rename(&path, &to)
+                    .map_err(|source| LogError::File(FileError { operation: "set aside", path, source }))?;
+                set_aside = true;
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

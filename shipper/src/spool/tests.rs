@@ -369,6 +369,30 @@ fn a_flipped_byte_in_a_sealed_segment_is_declared_and_the_rest_delivered() {
 }
 
 #[test]
+fn a_segment_that_cannot_be_used_is_set_aside_and_the_rest_delivered() {
+    // A sealed one, and the active one.
+    for index in [2, usize::MAX] {
+        let mut world = World::new(1 << 20, 2048);
+        for _ in 0..10 {
+            world.append(&[500, 500]);
+        }
+        world.close();
+        let segments = world.segments();
+        let victim = segments.get(index).or(segments.last()).unwrap();
+        flip(victim, 9);
+        world.open();
+        assert!(victim.with_extension("log.damaged").exists());
+        world.interval = 50;
+        world.append(&[500]);
+        world.send_all();
+        let missing = (0..21).filter(|id| !world.aggregator.journaled.contains_key(id)).count();
+        assert!(missing > 0 && missing <= 4, "{missing} of segment {index}");
+        assert!(world.aggregator.journaled.values().all(|times| *times == 1));
+        assert_eq!(world.aggregator.journaled.len() + missing, 21);
+    }
+}
+
+#[test]
 fn damage_found_while_sending_is_declared_with_its_count() {
     let mut world = World::new(1 << 20, 2048);
     for _ in 0..10 {
