@@ -66,7 +66,11 @@ fn the_demo_is_in_parquet_to_the_connection_and_nothing_stays() {
     };
     let client = "reporter = 'source' AND src_process = 'demo-client' AND src_ip = '192.0.2.1'";
     let server = "reporter = 'destination' AND dst_process = 'demo-server' AND dst_ip = '192.0.2.2'";
-    assert_eq!(opened(&format!("{client} AND dst_port = 80 AND dst_ip = '192.0.2.2'")), count("http"), "{output}");
+    assert_eq!(
+        opened(&format!("{client} AND dst_port = 80 AND dst_ip = '192.0.2.2'")),
+        count("http"),
+        "{output}"
+    );
     assert_eq!(opened(&format!("{server} AND dst_port = 80")), count("http"), "{output}");
     assert_eq!(opened(&format!("{client} AND dst_port = 81")), count("refused"), "{output}");
     assert_eq!(opened(&format!("{client} AND dst_ip = '192.0.2.99'")), count("dead"), "{output}");
@@ -83,8 +87,18 @@ fn the_demo_is_in_parquet_to_the_connection_and_nothing_stays() {
     assert_eq!((failed("refused"), failed("no_neighbour")), (count("refused"), count("dead")), "{output}");
 
     for text in [
-        "demo-client[", "demo-server[", "failed: refused", "failed: no_neighbour", "events/s", "0 lost", "Top talkers",
-        "demo-client (demo)", "Bytes by protocol", "Failed connections", "To ask again:", "FROM read_parquet(",
+        "demo-client[",
+        "demo-server[",
+        "failed: refused",
+        "failed: no_neighbour",
+        "events/s",
+        "0 lost",
+        "Top talkers",
+        "demo-client (demo)",
+        "Bytes by protocol",
+        "Failed connections",
+        "To ask again:",
+        "FROM read_parquet(",
     ] {
         assert!(output.contains(text), "no '{text}' in:\n{output}");
     }
@@ -103,7 +117,11 @@ fn a_killed_run_is_tidied_by_the_next_and_ctrl_c_ends_it() {
     let pid = killed.process.id();
     killed.process.kill_9();
     // Its children notice their parent's death and drain.
-    wait_for("the end of the killed run's processes", || format!("{:?}", children_of(pid)), || children_of(pid).is_empty());
+    wait_for(
+        "the end of the killed run's processes",
+        || format!("{:?}", children_of(pid)),
+        || children_of(pid).is_empty(),
+    );
     assert!(!left_behind(pid).is_empty(), "kill -9 left nothing to tidy: this test tests nothing");
 
     let mut next = Up::start(folder.path(), "next", &[]);
