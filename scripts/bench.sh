@@ -9,4 +9,4 @@ benches=(*/benches/*.rs)
 [ -e "${benches[0]}" ] || die "there is no benchmark yet"
 "$root/scripts/setup.sh" run
 say "$(git rev-parse --short HEAD 2>/dev/null || echo 'no commit'), $(nproc) × $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(uname -sr), $(rustc --version)"
-cargo bench --locked --workspace --benches -- "$@"
+cargo bench --locked --workspace --features weir-aggregator/crash-points --benches -- "$@"

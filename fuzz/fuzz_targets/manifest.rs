@@ -18,7 +18,10 @@ fuzz_target!(|bytes: &[u8]| {
     let paths = entry.added.iter().map(|file| &file.path).chain(entry.removed.iter().map(|file| &file.path));
     for path in paths {
         assert!(check_path(path).is_ok());
-        assert!(!path.starts_with('/') && path.split('/').all(|part| !part.is_empty() && part != ".." && part != "."));
+        assert!(
+            !path.starts_with('/')
+                && path.split('/').all(|part| !part.is_empty() && part != ".." && part != ".")
+        );
     }
     let mut state = State::new();
     if state.follow(&entry, bytes).is_ok() {

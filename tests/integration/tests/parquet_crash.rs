@@ -3,6 +3,8 @@
 //!
 //! The child is this test program again, told by [`CHILD`] what to do.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic with what failed")]
+
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};

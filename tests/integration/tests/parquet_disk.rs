@@ -1,6 +1,8 @@
 //! The Parquet sink on a disk that becomes full, at whatever step: an error that names the file, nothing partial that
 //! a reader could see, and every row once as soon as there is room.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic with what failed")]
+
 use std::path::Path;
 use std::time::Instant;
 

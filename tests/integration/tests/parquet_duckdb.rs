@@ -1,5 +1,7 @@
 //! What the Parquet sink writes, read back by DuckDB with the one documented call.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests panic with what failed")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
