@@ -251,7 +251,7 @@ impl Drop for Unload {
         match result {
             Ok(output) if output.status.success() => {}
             Ok(output) => {
-                eprintln!("weir: weir-shipper unload: {}", String::from_utf8_lossy(&output.stderr).trim())
+                eprintln!("weir: weir-shipper unload: {}", String::from_utf8_lossy(&output.stderr).trim());
             }
             Err(error) => eprintln!("weir: {error:#}"),
         }
