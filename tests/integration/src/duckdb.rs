@@ -45,10 +45,7 @@ impl DuckDb {
     }
 
     fn or_skip(self, how: &str) -> Option<Self> {
-        let problem = match self.try_query("SELECT 1 AS one") {
-            Ok(_) => return Some(self),
-            Err(problem) => problem,
-        };
+        let Err(problem) = self.try_query("SELECT 1 AS one") else { return Some(self) };
         assert!(std::env::var_os("CI").is_none(), "DuckDB is missing ({how}): {problem}");
         eprintln!("skipped: DuckDB is missing ({how}): {problem}");
         None
