@@ -293,7 +293,8 @@ impl Stores {
             cursors.register(spec);
         }
         let now_s = clock::now_ns().div_euclid(1_000_000_000);
-        let Opened { journal, sequences, recovery } = Journal::open(&config.journal, cursors.clone(), now_s)?;
+        let Opened { mut journal, sequences, recovery } =
+            Journal::open(&config.journal, cursors.clone(), now_s)?;
         log_recovery(&recovery);
         let open = |config: &ParquetConfig| ParquetSink::open(config.clone(), journal.id());
         let parquet = config.parquet.as_ref().map(open).transpose().map_err(RunError::Parquet)?;
@@ -301,7 +302,19 @@ impl Stores {
             parquet::log_recovery(&report);
             sink
         });
-        Ok(Self { journal, registry: Registry::new(sequences), cursors, parquet, recovery })
+        let registry = Registry::new(sequences);
+        if let Some(reached) = parquet.as_ref().map(ParquetSink::next_position) {
+            let (next_position, states) = (journal.next_position(), registry.checkpoint(now_s));
+            if reached > next_position {
+                tracing::error!(
+                    next_position,
+                    reached,
+                    "the journal lost records that Parquet has; it goes on after them"
+                );
+            }
+            journal.advance_to(reached, states)?;
+        }
+        Ok(Self { journal, registry, cursors, parquet, recovery })
     }
 }
 

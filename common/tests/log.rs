@@ -165,6 +165,25 @@ fn a_missing_segment_is_reported_and_the_rest_reads_on() {
 }
 
 #[test]
+fn positions_that_were_seen_elsewhere_are_not_given_out_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), 1 << 20);
+    fill(&mut log, 3);
+    log.advance_to(10, b"later").unwrap();
+    assert_eq!(log.append(b"ten").unwrap(), 10);
+    log.sync().unwrap();
+    let reader = log.reader();
+    let Err(LogError::Damaged { resume_at, .. }) = reader.read(4) else {
+        panic!("read what was never written")
+    };
+    assert_eq!((resume_at, reader.read(10).unwrap().unwrap()), (10, b"ten".to_vec()));
+    drop(log);
+    let (log, recovery) = open(dir.path(), 1 << 20);
+    assert_eq!((log.next_position(), log.checkpoint().unwrap()), (11, &b"later"[..]));
+    assert_eq!((recovery.damaged[0].first_position, recovery.damaged[0].last_position), (4, 9));
+}
+
+#[test]
 fn too_large_a_record_is_refused_and_nothing_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, _) = open(dir.path(), 1 << 20);

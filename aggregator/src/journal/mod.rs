@@ -49,6 +49,7 @@ pub struct JournalOptions {
 /// An open journal, before its writer runs.
 pub struct Journal {
     pub(in crate::journal) log: Log,
+    dir: PathBuf,
     pub(in crate::journal) id: Id,
     pub(in crate::journal) tail: Arc<Tail>,
     pub(in crate::journal) cursors: SinkCursors,
@@ -96,8 +97,23 @@ impl Journal {
             }
         })?;
         let tail = Arc::new(Tail::new(log.next_position(), options.tail_bytes));
-        let journal = Self { log, id, tail, cursors, budget_bytes: options.budget_bytes };
+        let journal =
+            Self { log, dir: options.dir.clone(), id, tail, cursors, budget_bytes: options.budget_bytes };
         Ok(Opened { journal, sequences, recovery })
+    }
+
+    /// Goes on at a position that a sink has reached, where the journal lost its end to damage after the sink had read it:
+    /// otherwise the sink would take the next records for those that it has. `shippers` is the state of all sequences.
+    pub fn advance_to(&mut self, position: u64, shippers: Vec<ShipperState>) -> Result<(), JournalError> {
+        let next = self.next_position();
+        if position <= next {
+            return Ok(());
+        }
+        let checkpoint = checkpoint(self.id, position, shippers).encode_to_vec();
+        self.log.advance_to(position, &checkpoint).map_err(JournalError::at("advance", &self.dir))?;
+        (next..position).for_each(|_| self.cursors.push_record(0));
+        self.tail = Arc::new(Tail::new(position, self.tail.bytes_max));
+        Ok(())
     }
 
     /// 16 random bytes, made with the journal.

@@ -105,7 +105,7 @@ pub(super) struct Tail {
     arrived: Condvar,
     /// The position after the last durable record.
     durable: watch::Sender<u64>,
-    bytes_max: usize,
+    pub(super) bytes_max: usize,
 }
 
 #[derive(Default)]

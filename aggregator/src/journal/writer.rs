@@ -4,6 +4,7 @@
 //! failed append or sync is fatal, because nothing more may be promised; a full disk and a spent budget make it wait
 //! instead, since nothing was acknowledged: the queue, the memory for undecided units and the shippers' windows fill.
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,7 +68,7 @@ struct Group {
 
 enum Pause {
     Budget,
-    DiskFull,
+    DiskFull(LogError),
 }
 
 impl Writer {
@@ -152,7 +153,10 @@ impl Writer {
                         }
                         return Ok(Some(position));
                     }
-                    Err(error) if error.is_full() => Pause::DiskFull,
+                    Err(error) if error.is_full() => {
+                        self.free_delivered()?;
+                        Pause::DiskFull(error)
+                    }
                     Err(error) => return Err(WriterError::log("append to")(error)),
                 }
             } else {
@@ -172,20 +176,22 @@ impl Writer {
     /// Whether `bytes` more stay within the budget, after removing what no sink needs.
     fn make_room(&mut self, bytes: u64) -> Result<bool, WriterError> {
         let fits = |journal: &Journal| journal.log.bytes().saturating_add(bytes) <= journal.budget_bytes;
-        if fits(&self.journal) {
-            return Ok(true);
+        if !fits(&self.journal) {
+            self.free_delivered()?;
         }
+        Ok(fits(&self.journal))
+    }
+
+    /// Removes all that no sink needs.
+    fn free_delivered(&mut self) -> Result<(), WriterError> {
         self.remove_delivered()?;
-        if fits(&self.journal) {
-            return Ok(true);
-        }
         // The active segment can't be removed; once all of it is delivered, a new one frees it.
         let delivered = self.journal.cursors.slowest() == Some(self.journal.next_position());
         if delivered && self.journal.log.segments().last().is_some_and(|s| s.next_position > s.first_position)
         {
             self.roll()?;
         }
-        Ok(fits(&self.journal))
+        Ok(())
     }
 
     /// A new segment, opened by a checkpoint of all sequence state; a full disk puts it off.
@@ -217,7 +223,7 @@ impl Writer {
     fn pause(&self, pause: &Pause) {
         let (budget, full) = match pause {
             Pause::Budget => (1, 0),
-            Pause::DiskFull => (0, 1),
+            Pause::DiskFull(_) => (0, 1),
         };
         self.metrics.paused_budget.set(budget);
         self.metrics.paused_disk_full.set(full);
@@ -226,7 +232,10 @@ impl Writer {
                 "journal.budget of {} bytes is spent and a required sink is behind: ingestion waits for it",
                 self.journal.budget_bytes
             ),
-            Pause::DiskFull => "the disk of the journal is full: ingestion waits for room".to_owned(),
+            Pause::DiskFull(error) => {
+                let words = error.source().map(ToString::to_string).unwrap_or_default();
+                format!("{error}: {words}: ingestion waits for room")
+            }
         };
         tracing::warn!(reason = why, "journal paused");
         self.health.unready("journal", why);

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 pub use reader::{LogCursor, LogReader};
 pub use writer::Log;
 
-use crate::file::FileError;
+use crate::file::{FileError, is_full};
 
 /// How a log is laid out.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +99,16 @@ pub enum LogError {
     /// The file system refused. After a failed sync the log is poisoned.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The record could not be written; nothing of it was left behind.
+    #[error("append to {path} at offset {offset}")]
+    Append {
+        /// The segment.
+        path: PathBuf,
+        /// Where the record would have begun.
+        offset: u64,
+        /// The system's words.
+        source: std::io::Error,
+    },
     /// Another process has the folder.
     #[error("log {path} is in use by another process")]
     Locked {
@@ -161,7 +171,11 @@ pub enum LogError {
 impl LogError {
     /// Whether there was no room: nothing was appended, and trying again later may do.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::File(error) if error.is_full())
+        match self {
+            Self::File(error) => error.is_full(),
+            Self::Append { source, .. } => is_full(source),
+            _ => false,
+        }
     }
 }
 

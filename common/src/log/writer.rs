@@ -107,7 +107,10 @@ impl Log {
         }
         if header.schema_version > self.options.schema_version {
             let (found, known) = (header.schema_version, self.options.schema_version);
-            return Err(bad(format!("its schema_version {found} is newer than this program's {known}"), false));
+            return Err(bad(
+                format!("its schema_version {found} is newer than this program's {known}"),
+                false,
+            ));
         }
         let scan =
             scan(&file, length, header, self.options.record_bytes_max).map_err(|error| match error {
@@ -177,11 +180,11 @@ impl Log {
             return Err(LogError::NoSegment { path: self.dir.clone() });
         };
         let offset = active.end;
-        if let Err(error) = active.write_frame(Frame::of(position, parts, length), parts) {
+        if let Err(source) = active.write_frame(Frame::of(position, parts, length), parts) {
             // The part that got through would hide what is appended later.
             let cut = active.file.set_len(offset).and_then(|()| active.file.seek(SeekFrom::Start(offset)));
             self.poisoned = cut.is_err();
-            return Err(FileError { operation: "append to", path: active.path.clone(), source: error }.into());
+            return Err(LogError::Append { path: active.path.clone(), offset, source });
         }
         active.end += FRAME_BYTES + u64::from(length);
         self.shared.push(offset_u32(offset), active.end);
@@ -246,6 +249,15 @@ impl Log {
         self.shared.add_segment(segment);
         self.active = Some(Active { file, path, end, checkpoint: checkpoint.to_vec() });
         Ok(())
+    }
+
+    /// Gives up the positions before `position`, which were lost with the end of the log, and goes on there in a new
+    /// segment: a position that somebody has seen is never given out again. Reading one of them answers
+    /// [`LogError::Damaged`].
+    pub fn advance_to(&mut self, position: u64, checkpoint: &[u8]) -> Result<(), LogError> {
+        self.sync()?;
+        self.next_position = self.next_position.max(position);
+        self.roll(checkpoint)
     }
 
     /// Unlinks the segments all of whose records lie before `position`, never the active one. Returns the bytes freed.

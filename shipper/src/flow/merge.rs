@@ -204,10 +204,6 @@ pub(crate) fn is_connection(key: &FlowKey) -> bool {
     key.protocol == TCP && key.cookie != 0
 }
 
-fn same_local(a: &FlowKey, b: &FlowKey) -> bool {
-    (a.local, a.local_port) == (b.local, b.local_port)
-}
-
 fn tuple(key: &FlowKey) -> Tuple {
     (key.local, key.remote, key.local_port, key.remote_port)
 }

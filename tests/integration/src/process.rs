@@ -75,7 +75,13 @@ impl Process {
     /// Waits until it was killed by SIGKILL, as a crash point does.
     pub fn wait_killed(&mut self) {
         let status = self.wait();
-        assert_eq!(status.signal(), Some(9), "{} ended with {status}; its log:\n{}", self.name, self.log_tail());
+        assert_eq!(
+            status.signal(),
+            Some(9),
+            "{} ended with {status}; its log:\n{}",
+            self.name,
+            self.log_tail()
+        );
     }
 
     /// Waits for its end, which must be a success.
@@ -86,7 +92,9 @@ impl Process {
 
     /// The last lines that it wrote.
     pub fn log_tail(&self) -> String {
-        let text = std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let text = std::fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
     }

@@ -411,7 +411,7 @@ fn lies() -> Vec<Case> {
         case("number too high", vec![welcome(), batch(1 << 42, &flows(1))], Reason::Protocol, "1 <= first"),
         case("skip backwards", vec![welcome(), skip(5, 4)], Reason::Protocol, "5..=4"),
     ];
-    let hellos: [(&str, fn(&mut Hello), Reason, &'static str); 6] = [
+    let hellos: [Spoiled<Hello>; 6] = [
         (
             "newer protocol",
             |hello| hello.protocol_version = 99,
@@ -429,7 +429,7 @@ fn lies() -> Vec<Case> {
         lie(&mut hello);
         cases.push(case(name, vec![frame(shipper_frame::Frame::Hello(hello))], reason, words));
     }
-    let batches: [(&str, fn(&mut Batch), Reason, &'static str); 12] = [
+    let batches: [Spoiled<Batch>; 12] = [
         (
             "newer schema",
             |batch| batch.schema_version = 2,
@@ -493,6 +493,9 @@ fn lies() -> Vec<Case> {
     cases.push(case("a crowd of rows", other(crowd), Reason::BadBatch, "events: 200000"));
     cases
 }
+
+/// What is wrong, how it is made so, the refusal's reason and a part of its words.
+type Spoiled<T> = (&'static str, fn(&mut T), Reason, &'static str);
 
 type Lie = (&'static str, fn(&mut FlowColumns), &'static str);
 

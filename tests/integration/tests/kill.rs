@@ -2,17 +2,14 @@
 //!
 //! Three generators (own processes, each with a spool) publish known events over gRPC to an aggregator that writes
 //! Parquet. Each process is started again whenever it died. At the end DuckDB counts what arrived.
-#![expect(clippy::unwrap_used, reason = "tests panic where they fail")]
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use weir_integration_tests::duckdb::{DuckDb, number};
 use weir_integration_tests::process::{Process, free_address, holds_within};
 use weir_integration_tests::scale::scale;
+use weir_integration_tests::system::{Aggregator, Generator};
 
 const GENERATORS: u64 = 3;
 const INTERVAL_EVENTS: u64 = 200;
@@ -57,13 +54,20 @@ fn nothing_is_lost_or_doubled_under_kill_9_of_any_process() {
 
     let generators: Vec<_> = (0..GENERATORS)
         .map(|index| {
-            let home = dir.path().join(format!("generator-{index}"));
-            std::fs::create_dir(&home).unwrap();
+            let generator = Generator {
+                program: env!("CARGO_BIN_EXE_weir-gen").into(),
+                home: dir.path().join(format!("generator-{index}")),
+                aggregator: address,
+                admin: None,
+                index,
+                events: per_generator,
+                interval_events: INTERVAL_EVENTS,
+                rate: scale.kill_rate,
+                stay: false,
+                set: Vec::new(),
+            };
             thread::spawn(move || {
-                let start = |crash: Option<String>| {
-                    generator(&home, address, index, per_generator, scale.kill_rate, crash)
-                };
-                let mut victim = Victim::new(start, 0x5eed + index);
+                let mut victim = Victim::new(|crash| generator.start(crash), 0x5eed + index);
                 victim.die_at(SHIPPER_POINTS);
                 victim.die_at_random(scale.kill_random);
                 let mut last = victim.start();
@@ -73,8 +77,14 @@ fn nothing_is_lost_or_doubled_under_kill_9_of_any_process() {
             })
         })
         .collect();
-    let home = dir.path().to_owned();
-    let mut victim = Victim::new(move |crash| aggregator(&home, address, crash), 0xa99e);
+    let aggregator = Aggregator {
+        program: env!("CARGO_BIN_EXE_sut_aggregator").into(),
+        home: dir.path().to_owned(),
+        address,
+        admin: free_address(),
+        set: Vec::new(),
+    };
+    let mut victim = Victim::new(|crash| aggregator.start(crash), 0xa99e);
     victim.die_at(AGGREGATOR_POINTS);
     victim.die_at_random(scale.kill_random);
     let mut last = victim.start();
@@ -82,13 +92,11 @@ fn nothing_is_lost_or_doubled_under_kill_9_of_any_process() {
     last.terminate();
     last.wait_success();
 
-    let data = dir.path().join("data");
     let rows = duckdb.query(&format!(
         "SELECT node, count(*) AS rows, count(DISTINCT event_id) AS event_ids, count(DISTINCT src_bytes) AS ids, \
          min(src_bytes) AS low, max(src_bytes) AS high \
-         FROM read_parquet('{}/kind=flow/**/*.parquet', hive_partitioning = true, union_by_name = true) \
-         GROUP BY node ORDER BY node",
-        data.display()
+         FROM {} GROUP BY node ORDER BY node",
+        aggregator.table("flow")
     ));
     println!(
         "SOAK kill -9: {kills} kills, {} events sent, rows by generator: {rows:?}",
@@ -102,58 +110,7 @@ fn nothing_is_lost_or_doubled_under_kill_9_of_any_process() {
         assert_eq!(value("ids"), per_generator, "{row:?}");
         assert_eq!((value("low"), value("high")), (0, per_generator - 1), "{row:?}");
     }
-    let losses = data.join("kind=loss");
-    assert!(!losses.exists(), "something was declared lost: {}", losses.display());
-}
-
-fn aggregator(home: &Path, address: SocketAddr, crash: Option<String>) -> Process {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sut_aggregator"));
-    for (key, value) in [
-        ("grpc.listen", address.to_string()),
-        ("admin.listen", "127.0.0.1:0".to_owned()),
-        ("journal.dir", home.join("journal").display().to_string()),
-        // Small, so that segments roll and files are cut all the time.
-        ("journal.segment_bytes", "256KiB".to_owned()),
-        ("parquet.dir", home.join("data").display().to_string()),
-        ("parquet.roll_age", "300ms".to_owned()),
-    ] {
-        command.arg("--set").arg(format!("{key}={value}"));
-    }
-    arm(&mut command, crash);
-    Process::spawn(&mut command, &home.join("aggregator.log"))
-}
-
-fn generator(
-    home: &Path,
-    address: SocketAddr,
-    index: u64,
-    events: u64,
-    rate: u64,
-    crash: Option<String>,
-) -> Process {
-    let spool: PathBuf = home.join("spool");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_weir-gen"));
-    command.arg("--spool").arg(spool).arg("--aggregator").arg(address.to_string());
-    command.arg("--node").arg(format!("node-{index}"));
-    for (flag, value) in [
-        ("--seed", index + 1),
-        ("--events", events),
-        ("--interval-events", INTERVAL_EVENTS),
-        ("--rate", rate),
-    ] {
-        command.arg(flag).arg(value.to_string());
-    }
-    command.arg("--set").arg("client.backoff_max=500ms");
-    arm(&mut command, crash);
-    Process::spawn(&mut command, &home.join("generator.log"))
-}
-
-fn arm(command: &mut Command, crash: Option<String>) {
-    command.env("WEIR_LOG", "warn");
-    match crash {
-        Some(crash) => command.env("WEIR_CRASH_AT", crash),
-        None => command.env_remove("WEIR_CRASH_AT"),
-    };
+    assert!(!aggregator.has("loss"), "something was declared lost");
 }
 
 /// A process that is killed on a schedule and started again.
@@ -163,7 +120,7 @@ struct Victim<F> {
     kills: u32,
 }
 
-impl<F: Fn(Option<String>) -> Process> Victim<F> {
+impl<F: Fn(Option<&str>) -> Process> Victim<F> {
     fn new(start: F, seed: u64) -> Self {
         Self { start, random: seed, kills: 0 }
     }
@@ -177,7 +134,7 @@ impl<F: Fn(Option<String>) -> Process> Victim<F> {
         for point in points {
             // A new spool is bound once.
             let pass = if *point == "client.bound" { 1 } else { 1 + self.below(3) };
-            (self.start)(Some(format!("{point}:{pass}"))).wait_killed();
+            (self.start)(Some(&format!("{point}:{pass}"))).wait_killed();
             self.kills += 1;
         }
     }

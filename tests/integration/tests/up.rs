@@ -1,6 +1,7 @@
 //! `weir up` from end to end: demo, live lines, Parquet, summary, and nothing left behind.
 //!
 //! Needs root, eBPF and `ip`. The capture of `weir up` is one per host, so these tests take turns.
+#![expect(clippy::unwrap_used, reason = "tests panic where they fail")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
