@@ -84,7 +84,12 @@ pub struct Values(BTreeMap<&'static str, Parsed>);
 impl Values {
     /// Loads and checks all values.
     pub fn load(keys: &'static [Key], options: LoadOptions<'_>) -> Result<Self, ConfigErrors> {
-        let env: Vec<(String, String)> = std::env::vars().collect();
+        // Whatever is not text can't be one of ours.
+        let env: Vec<(String, String)> = std::env::vars_os()
+            .filter_map(|(name, value)| {
+                Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+            })
+            .collect();
         Self::load_with(keys, options, &env)
     }
 
@@ -105,7 +110,7 @@ impl Values {
             if options.env_prefix.is_empty() {
                 break;
             }
-            if let Some(path) = name.strip_prefix(options.env_prefix) {
+            if let Some(path) = name.strip_prefix(options.env_prefix).filter(|path| !is_service_link(path)) {
                 loader.set_text(name, &path.replace("__", ".").to_ascii_lowercase(), value);
             }
         }
@@ -165,6 +170,12 @@ impl Values {
             other => unreachable_kind(path, other),
         }
     }
+}
+
+/// Whether a variable is one that Kubernetes sets in every pod beside a Service of the program's own name, such as
+/// `WEIR_AGGREGATOR_SERVICE_HOST` and `WEIR_AGGREGATOR_PORT_9464_TCP`. No key may begin like that.
+fn is_service_link(path: &str) -> bool {
+    path.starts_with("SERVICE_") || path == "PORT" || path.starts_with("PORT_")
 }
 
 /// The table decides the kind, so only a wrong accessor in the program comes here; tests load every key.

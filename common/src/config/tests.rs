@@ -46,6 +46,16 @@ fn later_sources_win() {
 }
 
 #[test]
+fn variables_of_a_service_of_the_same_name_are_not_ours() {
+    load(
+        "",
+        &[("WEIR_T_SERVICE_HOST", "10.0.0.1"), ("WEIR_T_PORT", "tcp://"), ("WEIR_T_PORT_9464_TCP", "x")],
+        &[],
+    )
+    .unwrap();
+}
+
+#[test]
 fn all_problems_are_reported_together() {
     let yaml = "spool: {bytes_max: 1KiB, typo: 1}\ninterval: 10\nlog: {format: xml}\nspool.sync: 3";
     let errors = load(yaml, &[("WEIR_T_NOPE", "1")], &[("node.name", "x")]).unwrap_err();

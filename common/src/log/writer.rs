@@ -31,6 +31,8 @@ struct Active {
     file: File,
     path: PathBuf,
     end: u64,
+    /// Where it ended at the last sync.
+    durable_end: u64,
     checkpoint: Vec<u8>,
 }
 
@@ -77,10 +79,15 @@ impl Log {
             let mut file =
                 OpenOptions::new().write(true).open(&last.path).map_err(FileError::at("open", &last.path))?;
             file.seek(SeekFrom::Start(last.bytes)).map_err(FileError::at("seek in", &last.path))?;
+            // What was read may be in the page cache only: a writer that died between append and sync leaves records
+            // there, and from now on they count as durable.
+            file.sync_all().map_err(FileError::at("sync", &last.path))?;
+            sync_dir(&self.dir)?;
             self.active = Some(Active {
                 file,
                 path: last.path.clone(),
                 end: last.bytes,
+                durable_end: last.bytes,
                 checkpoint: last.checkpoint.clone(),
             });
         }
@@ -204,11 +211,14 @@ impl Log {
     /// so the log refuses everything from then on.
     pub fn sync(&mut self) -> Result<(), LogError> {
         self.sound()?;
-        let Some(active) = &self.active else { return Ok(()) };
+        let Some(active) = &mut self.active else { return Ok(()) };
         if let Err(source) = active.file.sync_data() {
             self.poisoned = true;
+            // The kernel may keep these pages and call them clean; no restart is to find them and believe them.
+            let _ = active.file.set_len(active.durable_end);
             return Err(FileError { operation: "sync", path: active.path.clone(), source }.into());
         }
+        active.durable_end = active.end;
         self.shared.publish(self.next_position);
         Ok(())
     }
@@ -247,7 +257,7 @@ impl Log {
         let mut segment = Segment::new(self.next_position, path.clone(), reader, checkpoint.to_vec());
         segment.bytes = end;
         self.shared.add_segment(segment);
-        self.active = Some(Active { file, path, end, checkpoint: checkpoint.to_vec() });
+        self.active = Some(Active { file, path, end, durable_end: end, checkpoint: checkpoint.to_vec() });
         Ok(())
     }
 
@@ -256,8 +266,10 @@ impl Log {
     /// [`LogError::Damaged`].
     pub fn advance_to(&mut self, position: u64, checkpoint: &[u8]) -> Result<(), LogError> {
         self.sync()?;
-        self.next_position = self.next_position.max(position);
-        self.roll(checkpoint)
+        let before = self.next_position;
+        self.next_position = before.max(position);
+        // A position that has no segment must not be appended to the old one.
+        self.roll(checkpoint).inspect_err(|_| self.next_position = before)
     }
 
     /// Unlinks the segments all of whose records lie before `position`, never the active one. Returns the bytes freed.
