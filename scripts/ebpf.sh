@@ -17,10 +17,23 @@ rustc=${WEIR_EBPF_RUSTC:-/usr/bin/rustc}
 
 llvm_major() { "$rustc" -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p'; }
 
+# as_root COMMAND...: by sudo where we are not root
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# apt PACKAGE...: installs what is missing
+apt() {
+    dpkg -s "$@" >/dev/null 2>&1 && return
+    # A fresh image has no package lists at all.
+    as_root apt-get -q update </dev/null >/dev/null
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@" </dev/null
+}
+
 setup() {
-    apt-get install -y --no-install-recommends rustc-web rust-web-src
+    apt rustc-web rust-web-src
     major=$(llvm_major)
-    apt-get install -y --no-install-recommends "llvm-$major-dev"
+    apt "llvm-$major-dev"
     if ! bpf-linker --version 2>/dev/null | grep -q " $linker_version\$"; then
         LLVM_PREFIX=/usr/lib/llvm-$major cargo install bpf-linker --version "$linker_version" --locked \
             --no-default-features --features "llvm-$major" ${BPF_LINKER_ROOT:+--root "$BPF_LINKER_ROOT"}

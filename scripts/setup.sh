@@ -97,8 +97,15 @@ rust() {
         done
     fi
     if [ "$1" = ci ]; then
-        cargo fmt --version >/dev/null 2>&1 || die "rustfmt is missing, which checks the layout: rustup component add rustfmt"
-        cargo clippy --version >/dev/null 2>&1 || die "clippy is missing, which lints: rustup component add clippy"
+        # Debian's compiler comes without these; rustup's has them.
+        if [ -e "$cache/rust/bin/cargo" ] && ! [ -x /usr/bin/cargo-clippy ]; then
+            apt_install rustfmt-web rust-web-clippy
+            for tool in rustfmt cargo-fmt cargo-clippy clippy-driver; do
+                [ -x "/usr/bin/$tool" ] && ln -sf "/usr/bin/$tool" "$cache/rust/bin/$tool"
+            done
+        fi
+        cargo fmt --version >/dev/null 2>&1 || die "rustfmt is missing, which checks the layout: rustup component add rustfmt (Debian: rustfmt-web)"
+        cargo clippy --version >/dev/null 2>&1 || die "clippy is missing, which lints: rustup component add clippy (Debian: rust-web-clippy)"
     fi
 }
 
