@@ -206,6 +206,8 @@ values! {
         Rejected = 6 => "rejected",
         /// The sink was passed over, to keep the journal in its budget.
         Skipped = 7 => "skipped",
+        /// The kernel's maps were removed or left with counters not yet drained; `count` is null.
+        Unloaded = 8 => "unloaded",
     }
 }
 

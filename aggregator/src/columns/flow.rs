@@ -64,7 +64,7 @@ pub(super) fn build(
     out.add("event_id", uuids(event_id)?)
         .add("flow_id", uuids(flow_id)?)
         .add("record_seq", wide(|flows| &flows.record_seq))
-        .add("opened", u8s(narrow(|flows| &flows.opened)))
+        .add("opened", UInt32Array::from_iter_values(narrow(|flows| &flows.opened)))
         .add("cluster", texts.required(&cluster)?)
         .add("node", texts.required(&node)?)
         .add("reporter", texts.required(&reporter)?)

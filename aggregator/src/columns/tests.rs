@@ -50,7 +50,7 @@ fn flows() -> FlowColumns {
         flow_id_high: vec![0x0102_0304_0506_0708, 2, 3, 4],
         flow_id_low: vec![0x090a_0b0c_0d0e_0f10, 2, 3, 4],
         record_seq: vec![7, 8, 9, 10],
-        opened: vec![1, 0, 0, 0],
+        opened: vec![1, 0, 300, 0],
         reporter: vec![1, 2, 1, 3],
         vantage: vec![1, 1, 1, 2],
         orientation: vec![1, 2, 4, 3],
@@ -149,7 +149,7 @@ fn a_flow_has_every_field_that_is_filled_and_no_other() {
     assert_eq!(
         rows[2],
         json!({
-            "event_id": id(2), "flow_id": "00000000-0000-0003-0000-000000000003", "record_seq": 9, "opened": 0,
+            "event_id": id(2), "flow_id": "00000000-0000-0003-0000-000000000003", "record_seq": 9, "opened": 300,
             "cluster": "test", "node": "node-1", "reporter": "source", "vantage": "socket", "primary": false,
             "start_time": "2023-11-14T22:13:20.000000Z", "end_time": "2023-11-14T22:13:20.000000Z",
             "time_quality": "ok", "src_port": 0, "dst_port": 0, "protocol": "udp", "src_bytes": 300,

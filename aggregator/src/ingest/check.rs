@@ -118,7 +118,6 @@ fn check_flows(flows: &FlowColumns) -> Result<(), BatchError> {
         check.length(field, values)?;
     }
     let narrow = [
-        ("opened", opened, 255),
         ("protocol", protocol, 255),
         ("tcp_flags_src", tcp_flags_src, 255),
         ("tcp_flags_dst", tcp_flags_dst, 255),
@@ -131,6 +130,7 @@ fn check_flows(flows: &FlowColumns) -> Result<(), BatchError> {
         check.at_most(field, values, max)?;
     }
     for (field, values) in [
+        ("opened", opened),
         ("handshake_us", handshake_us),
         ("rtt_us", rtt_us),
         ("rtt_min_us", rtt_min_us),
