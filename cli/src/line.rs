@@ -177,9 +177,9 @@ fn dns(event: &Value) -> String {
 fn anomaly(event: &Value) -> String {
     format!(
         "{} {} {}: {}",
-        text(event, "severity"),
-        text(event, "type"),
-        text(event, "state"),
+        printable(text(event, "severity")),
+        printable(text(event, "type")),
+        printable(text(event, "state")),
         printable(text(event, "summary"))
     )
 }
