@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use prometheus_client::metrics::gauge::Gauge;
+use prost::Message as _;
 use tokio::sync::OwnedSemaphorePermit;
 use weir_proto::v1::{BatchRange, LossEvent};
 
@@ -87,6 +88,14 @@ impl Accepted {
         match &self.content {
             Content::Body(body) => body.events(),
             Content::Skip(_) => 1,
+        }
+    }
+
+    /// Bytes of its content before it becomes columns.
+    pub fn decoded_bytes(&self) -> u64 {
+        match &self.content {
+            Content::Body(body) => body.get().encoded_len() as u64,
+            Content::Skip(_) => 0,
         }
     }
 

@@ -228,8 +228,10 @@ impl JournalError {
     }
 }
 
-/// A group has at most `ingest.rows_max` rows more than `journal.group_rows`; this is far above what they encode to.
-const RECORD_BYTES_MAX: u32 = 256 << 20;
+/// No legal group reaches it, under any configuration: one text may stand in the dictionaries of eight columns, so a group
+/// of `GROUP_BYTES_MAX`, or of one batch of 64 MiB, has 512 MiB of texts at most; 1.5 Mi rows (`journal.group_rows` and
+/// `ingest.rows_max` at their greatest) have 312 MiB of other columns.
+const RECORD_BYTES_MAX: u32 = 1 << 30;
 
 #[cfg(test)]
 mod tests;

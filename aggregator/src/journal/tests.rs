@@ -154,9 +154,14 @@ fn origin(shipper: u8) -> Origin {
 
 /// A batch of one flow that says whose it is, padded so that segments are soon full.
 fn unit(shipper: u8, number: u64) -> Accepted {
-    let flows = FlowColumns {
+    let text = format!("{shipper}/{number}/").repeat(300).chars().take(3000).collect();
+    unit_of(shipper, number, FlowColumns { strings: vec![String::new(), text], ..flow(shipper, number) })
+}
+
+/// One flow that says whose it is; its first text is its cgroup.
+fn flow(shipper: u8, number: u64) -> FlowColumns {
+    FlowColumns {
         rows: 1,
-        strings: vec![String::new(), format!("{shipper}/{number}/").repeat(300).chars().take(3000).collect()],
         addresses: vec![1; 16],
         reporter: vec![1],
         vantage: vec![1],
@@ -165,7 +170,10 @@ fn unit(shipper: u8, number: u64) -> Accepted {
         src_bytes: vec![shipper.into()],
         local_cgroup: vec![1],
         ..FlowColumns::default()
-    };
+    }
+}
+
+fn unit_of(shipper: u8, number: u64, flows: FlowColumns) -> Accepted {
     let body = BatchBody { flows: Some(flows), ..BatchBody::default() };
     let body = CheckedBody::check(body, 1, &Limits::default()).unwrap();
     let content = Content::Body(Box::new(body));
@@ -301,6 +309,24 @@ fn a_flipped_byte_costs_its_records_which_are_named_and_counted_once_and_nothing
         assert_eq!(losses(), 1, "start {start}");
         bench.close();
     }
+}
+
+#[test]
+fn one_group_of_large_batches_is_many_records() {
+    let dir = TempDir::new().unwrap();
+    let bench = Bench::open(dir.path(), PLENTY);
+    bench.cursors.set(SINK.name, 1);
+    let mut seat = bench.seat(1);
+    // More than a group may hold, in fewer rows than one may have.
+    let texts: Vec<String> = (0..2500).map(|index| format!("{index:04}").repeat(1000)).collect();
+    for number in 1..=3 {
+        let flows = FlowColumns { strings: [vec![String::new()], texts.clone()].concat(), ..flow(1, number) };
+        let place = bench.runtime.block_on(bench.queue.as_ref().unwrap().reserve()).unwrap();
+        assert_eq!(seat.offer(place, unit_of(1, number, flows), 0), Verdict::Accept);
+    }
+    bench.acknowledged(&mut seat, 3);
+    assert_eq!(bench.reader.durable_position(), 4, "10 MB each: no two of them fit 16 MiB");
+    assert_eq!(bench.contents().len(), 3);
 }
 
 #[test]

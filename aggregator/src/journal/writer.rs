@@ -64,6 +64,7 @@ struct Group {
     units: Vec<Accepted>,
     own: Vec<OwnLoss>,
     rows: u64,
+    bytes: u64,
 }
 
 enum Pause {
@@ -75,7 +76,9 @@ impl Writer {
     /// Writes until the queue is closed and empty. On an error the process must end.
     pub fn run(mut self, runtime: &Handle) -> Result<(), WriterError> {
         self.update_gauges();
-        while let Some(group) = runtime.block_on(self.next_group()) {
+        // The unit that was too much for the last group and begins the next.
+        let mut held = None;
+        while let Some(group) = runtime.block_on(self.next_group(&mut held)) {
             if !self.write(group)? {
                 tracing::warn!(
                     "journal can't take the last units; they stay unacknowledged with their shippers"
@@ -86,17 +89,25 @@ impl Writer {
         Ok(())
     }
 
-    async fn next_group(&mut self) -> Option<Group> {
+    async fn next_group(&mut self, held: &mut Option<Accepted>) -> Option<Group> {
         let mut group = Group::default();
-        tokio::select! {
-            biased;
-            unit = self.queue.recv() => group.push(unit?),
-            Some(own) = self.own.recv() => group.own.push(own),
+        if let Some(unit) = held.take() {
+            group.push(unit);
+        } else {
+            tokio::select! {
+                biased;
+                unit = self.queue.recv() => group.push(unit?),
+                Some(own) = self.own.recv() => group.own.push(own),
+            }
         }
         let deadline = tokio::time::Instant::now() + self.group.linger;
         while group.rows < self.group.rows {
             match tokio::time::timeout_at(deadline, self.queue.recv()).await {
-                Ok(Some(unit)) => group.push(unit),
+                Ok(Some(unit)) if group.takes(&unit) => group.push(unit),
+                Ok(Some(unit)) => {
+                    *held = Some(unit);
+                    break;
+                }
                 Ok(None) | Err(_) => break,
             }
         }
@@ -108,7 +119,7 @@ impl Writer {
 
     /// Journals a group and has it acknowledged; `false` when it was given up because the process drains.
     fn write(&mut self, group: Group) -> Result<bool, WriterError> {
-        let Group { mut units, own, rows } = group;
+        let Group { mut units, own, rows, bytes: _ } = group;
         let append_time_ns = clock::now_ns();
         let batches = columns::build(&units, &own, &self.enricher.load(), append_time_ns)
             .map_err(WriterError::Columns)?;
@@ -258,8 +269,14 @@ impl Writer {
 }
 
 impl Group {
+    /// Whether a unit may join: one alone always may.
+    fn takes(&self, unit: &Accepted) -> bool {
+        self.units.is_empty() || self.bytes.saturating_add(unit.decoded_bytes()) <= GROUP_BYTES_MAX
+    }
+
     fn push(&mut self, unit: Accepted) {
         self.rows += unit.events();
+        self.bytes += unit.decoded_bytes();
         self.units.push(unit);
     }
 }
@@ -295,3 +312,6 @@ impl WriterError {
 
 /// How often a paused writer looks whether there is room.
 const PAUSE_CHECK: Duration = Duration::from_millis(100);
+/// Decoded bytes of a group of more than one unit, at most: texts of one unit are in up to eight columns' dictionaries, and
+/// a record must stay below the log's limit.
+const GROUP_BYTES_MAX: u64 = 16 << 20;
