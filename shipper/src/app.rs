@@ -141,8 +141,7 @@ impl Run {
         if let Some((_, server)) = admin {
             server.abort();
         }
-        let mut spool = stored?;
-        spool.free()?;
+        stored?.close()?;
         let waiting = *outbox.waiting().borrow();
         tracing::info!(
             journaled = metrics.journaled_events.get(),

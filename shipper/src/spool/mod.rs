@@ -181,6 +181,16 @@ impl Spool {
         Ok(())
     }
 
+    /// Ends the spool's work: removes what was acknowledged, and notes durably what is. A next start then asks no journal
+    /// about it, and does not send it again to one that lost its end. A full disk is no error: the note is a comfort.
+    pub fn close(mut self) -> Result<(), SpoolError> {
+        self.free()?;
+        match self.outbox.lock().save() {
+            Err(StateError::File(error)) if error.is_full() => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
     fn note(&mut self, position: u64, epoch: Id, first: u64, batches: &[EncodedBatch]) {
         let sizes = batches.iter().map(size_of);
         let (first_ns, last_ns) = span(batches);
