@@ -19,9 +19,9 @@ pub(super) fn scan(body: &[u8], limits: &Limits) -> Result<(), BatchError> {
                 }
                 rows += scan_flows(flows, limits)?;
             }
-            (2, Wire::Bytes(event)) => rows += scan_row(event, 11, "dns.answers", ANSWERS_MAX)?,
-            (3, Wire::Bytes(event)) => rows += scan_row(event, 13, "anomalies.evidence", EVIDENCE_MAX)?,
-            (4, Wire::Bytes(_)) => rows += 1,
+            (2, Wire::Bytes(event)) => rows += DNS.scan(event)?,
+            (3, Wire::Bytes(event)) => rows += ANOMALY.scan(event)?,
+            (4, Wire::Bytes(event)) => rows += LOSS.scan(event)?,
             _ => return Err(BatchError::UnknownField { message: "BatchBody", tag }),
         }
         at_most("rows", rows, limits.rows_max)?;
@@ -30,7 +30,7 @@ pub(super) fn scan(body: &[u8], limits: &Limits) -> Result<(), BatchError> {
 }
 
 fn scan_flows(flows: &[u8], limits: &Limits) -> Result<u64, BatchError> {
-    let mut counts = [0_u64; COLUMN_TAG_MAX + 1];
+    let mut counts = [0_u64; 64];
     let (mut rows, mut strings, mut addresses) = (0, 0_u64, 0_u64);
     for field in Fields(flows) {
         match field? {
@@ -44,7 +44,7 @@ fn scan_flows(flows: &[u8], limits: &Limits) -> Result<u64, BatchError> {
             (tag, wire) => {
                 let count = counts
                     .get_mut(tag as usize)
-                    .filter(|_| tag >= COLUMN_TAG_MIN)
+                    .filter(|_| COLUMN_TAGS.iter().any(|tags| tags.contains(&tag)))
                     .ok_or(BatchError::UnknownField { message: "FlowColumns", tag })?;
                 *count += match wire {
                     Wire::Varint(_) | Wire::Fixed => 1,
@@ -62,16 +62,37 @@ fn scan_flows(flows: &[u8], limits: &Limits) -> Result<u64, BatchError> {
     Ok(rows)
 }
 
-/// One row-wise event, whose repeated field `tag` may have `max` elements.
-fn scan_row(event: &[u8], tag: u32, name: &'static str, max: u64) -> Result<u64, BatchError> {
-    let mut elements = 0;
-    for field in Fields(event) {
-        if field?.0 == tag {
-            elements += 1;
-            at_most(name, elements, max)?;
+/// A message that is one row.
+struct RowMessage {
+    name: &'static str,
+    /// Its fields are numbered 1 to this.
+    tag_max: u32,
+    /// Its repeated field and how many elements that may have; 0 for none.
+    repeated: (u32, &'static str, u64),
+}
+
+const DNS: RowMessage =
+    RowMessage { name: "DnsEvent", tag_max: 21, repeated: (11, "dns.answers", ANSWERS_MAX) };
+const ANOMALY: RowMessage =
+    RowMessage { name: "AnomalyEvent", tag_max: 14, repeated: (13, "anomalies.evidence", EVIDENCE_MAX) };
+const LOSS: RowMessage = RowMessage { name: "LossEvent", tag_max: 6, repeated: (0, "", 0) };
+
+impl RowMessage {
+    fn scan(&self, event: &[u8]) -> Result<u64, BatchError> {
+        let (repeated, what, max) = self.repeated;
+        let mut elements = 0;
+        for field in Fields(event) {
+            let (tag, _) = field?;
+            if tag > self.tag_max {
+                return Err(BatchError::UnknownField { message: self.name, tag });
+            }
+            if tag == repeated {
+                elements += 1;
+                at_most(what, elements, max)?;
+            }
         }
+        Ok(1)
     }
-    Ok(1)
 }
 
 fn at_most(what: &'static str, value: u64, max: u64) -> Result<(), BatchError> {
@@ -139,8 +160,8 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-const COLUMN_TAG_MIN: u32 = 10;
-const COLUMN_TAG_MAX: usize = 63;
+/// The columns of `FlowColumns`; what lies between is not given out.
+const COLUMN_TAGS: [std::ops::RangeInclusive<u32>; 3] = [10..=39, 50..=54, 60..=63];
 /// `flow_id_high` and `flow_id_low` are fixed64.
 const FIXED_TAG_MAX: u32 = 11;
 /// process, cgroup, container and pod, one to spare; each row refers to so many texts at most.
@@ -151,3 +172,43 @@ const ADDRESSES_PER_ROW: u64 = 4;
 const ANSWERS_MAX: u64 = 256;
 /// The catalogue's bound on `evidence`.
 const EVIDENCE_MAX: u64 = 20;
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use weir_proto::v1::BatchBody;
+
+    use super::*;
+
+    /// A body whose message `kind` holds nothing but the field `tag` as a varint 1.
+    fn with_field(kind: u8, tag: u32) -> Vec<u8> {
+        let key = tag << 3;
+        let field =
+            [if key < 0x80 { vec![key as u8] } else { vec![key as u8 | 0x80, (key >> 7) as u8] }, vec![1]];
+        let field = field.concat();
+        [vec![kind << 3 | 2, field.len() as u8], field].concat()
+    }
+
+    #[test]
+    fn fields_that_are_not_known_are_refused() {
+        let unknown: [(u8, &str, &[u32]); 4] = [
+            (1, "FlowColumns", &[5, 9, 40, 49, 55, 59, 64, 200]),
+            (2, "DnsEvent", &[22, 200]),
+            (3, "AnomalyEvent", &[15, 200]),
+            (4, "LossEvent", &[7, 200]),
+        ];
+        for (kind, name, tags) in unknown {
+            for tag in tags {
+                let body = with_field(kind, *tag);
+                BatchBody::decode(body.as_slice()).expect("protobuf itself skips it");
+                let found = scan(&body, &Limits::default());
+                let refused = matches!(found, Err(BatchError::UnknownField { message, tag: found })
+                    if message == name && found == *tag);
+                assert!(refused, "{name} {tag}: {found:?}");
+            }
+        }
+        for (kind, tag) in [(1, 10), (1, 39), (1, 50), (1, 54), (1, 60), (1, 63), (2, 21), (3, 14), (4, 6)] {
+            scan(&with_field(kind, tag), &Limits::default()).expect("a field of the wire format");
+        }
+    }
+}
