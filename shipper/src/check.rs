@@ -10,7 +10,7 @@ use crate::{
     cgroup::cgroup2_root,
     probe::{
         CaptureConfig, CaptureError, KernelFeatures, Pins, ProgramStatus, load_all, on_bpffs, open_object,
-        remove_pins,
+        remove_pins, wait_for_programs,
     },
 };
 
@@ -68,7 +68,8 @@ impl fmt::Display for CheckReport {
 /// Asks the kernel for everything that capture uses. Leaves nothing behind; mounts bpffs if need be.
 pub fn report(config: &CaptureConfig) -> CheckReport {
     let features = KernelFeatures::probe();
-    let mut lines = vec![cgroup_feature(config), bpffs_feature(config)];
+    let mut lines =
+        vec![cgroup_feature(config), bpffs_feature(config), membarrier_feature(wait_for_programs())];
     let mut line = |name: &str, ok: bool, problem: &str, cost: &str| {
         let problem = (!ok).then(|| problem.to_owned());
         lines.push(Feature { name: name.to_owned(), problem, cost: cost.to_owned(), needed: false });
@@ -181,5 +182,32 @@ fn bpffs_feature(config: &CaptureConfig) -> Feature {
         cost: "maps and links cannot be pinned: mount bpffs, in a container the host's /sys/fs/bpf"
             .to_owned(),
         needed: true,
+    }
+}
+
+fn membarrier_feature(waited: std::io::Result<()>) -> Feature {
+    Feature {
+        name: "wait for running programs".to_owned(),
+        problem: waited
+            .err()
+            .map(|error| format!("membarrier: {error} (a kernel that was started with nohz_full refuses it)")),
+        cost: "an interval cannot be drained exactly while a program may still write to it: the shipper does not drain, \
+               and ends"
+            .to_owned(),
+        needed: true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_wait_makes_capture_impossible() {
+        let feature = membarrier_feature(Err(std::io::Error::from_raw_os_error(libc::EINVAL)));
+        let report = CheckReport { kernel: "6.1".to_owned(), features: vec![feature] };
+        assert!(!report.capture_possible());
+        assert!(report.to_string().contains("nohz_full"), "{report}");
+        assert_eq!(membarrier_feature(Ok(())).problem, None);
     }
 }

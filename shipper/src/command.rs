@@ -161,6 +161,12 @@ fn unload(config: &Config) -> u8 {
     match check::unload(&config.capture) {
         Ok(count) => {
             println!("removed {count} pins from {}", config.capture.pin_directory.display());
+            if count != 0 {
+                println!(
+                    "what the kernel had counted and no shipper had drained is lost; a shipper that ended by SIGTERM had drained \
+                     all but the last moment. The next one records a loss with reason=unloaded and no count"
+                );
+            }
             exit::OK
         }
         Err(error) => failed(&error.into()),

@@ -102,7 +102,9 @@ impl Builder {
             (value.received, value.sent, value.flags_received, value.flags_sent)
         };
         let tcp = key.protocol == TCP;
-        let retransmits = (tcp && value.srtt_us != 0).then_some(value.retransmits);
+        // A SYN that is sent again has no round-trip time yet.
+        let told = value.srtt_us != 0 || value.retransmits != 0;
+        let retransmits = (tcp && told).then_some(value.retransmits);
         FlowRecord {
             flow_id: self.flow_id(entry, sock),
             record_seq: interval,
@@ -155,7 +157,8 @@ impl Builder {
             ROLE_ADOPTED_SERVER => return (false, Orientation::Listener),
             _ => {}
         }
-        if value.listener != 0 {
+        // Also of a handshake that was joined to its child.
+        if entry.listener != 0 {
             return (false, Orientation::Observed);
         }
         if key.protocol != TCP {
@@ -188,17 +191,18 @@ impl Builder {
 
     /// Made from what never changes in a flow's life, so that every interval's record has the same.
     fn flow_id(&self, entry: &Entry, sock: Option<&Sock>) -> [u8; 16] {
-        let (key, start) = match sock {
-            Some(sock) if is_connection(&entry.key) => {
-                (if entry.own.is_some() { &sock.key } else { &entry.key }, sock.start_ns)
-            }
-            _ => (&entry.key, entry.value.start_ns),
-        };
+        let (key, connection) = (&entry.key, is_connection(&entry.key));
+        let start = sock.filter(|_| connection).map_or(entry.value.start_ns, |sock| sock.start_ns);
         let mut hash = Fnv::new();
-        hash.write(&key.local);
-        hash.write(&key.remote);
-        hash.write(&key.local_port.to_be_bytes());
-        hash.write(&key.remote_port.to_be_bytes());
+        // A translated connection has two tuples, of which an interval may show either: the cookie and the start name
+        // it. They don't name what is left of a connection that its socket made before this one.
+        let before = entry.value.last_ns < start && entry.handshake_ns == 0;
+        if !connection || sock.is_none() || before {
+            hash.write(&key.local);
+            hash.write(&key.remote);
+            hash.write(&key.local_port.to_be_bytes());
+            hash.write(&key.remote_port.to_be_bytes());
+        }
         hash.write(&[key.protocol, key.vantage]);
         hash.write(&start.to_be_bytes());
         flow_id(self.boot, key.cookie, hash.0)
@@ -321,5 +325,67 @@ impl Fnv {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_shipper_ebpf::Count;
+
+    use super::*;
+    use crate::cgroup::CgroupTable;
+
+    fn key(cookie: u64, local: u8, remote: u8) -> FlowKey {
+        let (mut local_ip, mut remote_ip) = ([0; 16], [0; 16]);
+        (local_ip[15], remote_ip[15]) = (local, remote);
+        let base = FlowKey { cookie, local: local_ip, remote: remote_ip, ..FlowKey::ZERO };
+        FlowKey { local_port: 40_000, remote_port: 80, protocol: TCP, family: 4, ..base }
+    }
+
+    fn value(sent: u64, received: u64) -> FlowValue {
+        let count = |packets| Count { packets, bytes: packets * 100 };
+        let base = FlowValue { first_ns: 5, last_ns: 9, ..FlowValue::ZERO };
+        FlowValue { sent: count(sent), received: count(received), ..base }
+    }
+
+    fn build(flows: Vec<(FlowKey, FlowValue)>, socks: Vec<(u64, Sock)>) -> Vec<FlowRecord> {
+        let identities = Identities::new(CgroupTable::new("/nonexistent".into()));
+        let mut builder = Builder::new(1, Clock::new(0, 0), identities);
+        let (number, began_ns, ended_ns) = (1, 0, 10);
+        builder.build(Interval { number, began_ns, ended_ns, flows, overflow: Vec::new(), socks })
+    }
+
+    #[test]
+    fn a_repeated_syn_is_a_retransmission_without_a_round_trip_time() {
+        let sock = Sock { key: key(8, 1, 2), role: ROLE_CLIENT, start_ns: 5, ..Sock::ZERO };
+        let of = |value| build(vec![(key(8, 1, 2), value)], vec![(8, sock)])[0].src_retransmits;
+        assert_eq!(of(FlowValue { retransmits: 3, ..value(4, 0) }), Some(3));
+        assert_eq!(of(value(1, 0)), None);
+        assert_eq!(of(FlowValue { srtt_us: 9, ..value(1, 1) }), Some(0));
+    }
+
+    #[test]
+    fn a_translated_connection_keeps_its_id_whichever_tuple_an_interval_shows() {
+        let (inner, outer) = (key(8, 1, 9), key(8, 1, 2));
+        let sock = Sock { key: inner, role: ROLE_CLIENT, start_ns: 5, ..Sock::ZERO };
+        let ids = |flows| -> Vec<_> {
+            build(flows, vec![(8, sock)]).iter().map(|record: &FlowRecord| record.flow_id).collect()
+        };
+        let both = ids(vec![(inner, value(0, 5)), (outer, value(4, 0))]);
+        assert_eq!(both.len(), 1);
+        assert_eq!(ids(vec![(outer, value(4, 0))]), both);
+        assert_eq!(ids(vec![(inner, value(0, 5))]), both);
+        // What its socket did before it connected again is another connection.
+        let earlier = ids(vec![(outer, FlowValue { first_ns: 1, last_ns: 2, ..value(1, 1) })]);
+        assert_ne!(earlier, both);
+    }
+
+    #[test]
+    fn a_handshake_tells_the_server_where_its_socket_did_not_fit() {
+        let handshake = FlowValue { listener: 2, first_ns: 1, ..value(1, 2) };
+        let records = build(vec![(key(7, 1, 2), handshake), (key(8, 1, 2), value(3, 4))], Vec::new());
+        let [record] = &records[..] else { panic!("{records:?}") };
+        assert_eq!((record.reporter, record.orientation), (Reporter::Destination, Orientation::Observed));
+        assert_eq!((record.src_packets, record.dst_packets), (6, 4));
     }
 }

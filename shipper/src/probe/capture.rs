@@ -203,7 +203,7 @@ impl Capture {
     pub fn release(&mut self, interval: u64) -> Result<(), CaptureError> {
         self.settle(interval)?;
         self.maps.clear(interval)?;
-        self.maps.prune(self.maps.began(interval + 1)?, self.idle)?;
+        self.maps.prune(self.maps.began(interval)?, self.maps.began(interval + 1)?, self.idle)?;
         self.maps.begin(interval + 2)
     }
 

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use aya::{maps::MapInfo, util::nr_cpus};
+use aya::{
+    maps::{MapInfo, MapType},
+    util::nr_cpus,
+};
 use weir_shipper_ebpf::{
     COUNTER_NAMES, CgroupPath, FlowKey, FlowValue, INTERVAL_BEGAN, INTERVAL_NONCE, INTERVAL_NOW, Meta, Sock,
     TOTAL_ENTRIES, Total,
@@ -15,42 +18,48 @@ use weir_shipper_ebpf::{
 
 use super::{CaptureError, pins::Pins, sys};
 
-/// Name, key size and value size of every map that the shipper touches.
-const MAPS: &[(&str, u32, u32)] = &[
-    ("FLOWS_A", size_of::<FlowKey>() as u32, size_of::<FlowValue>() as u32),
-    ("FLOWS_B", size_of::<FlowKey>() as u32, size_of::<FlowValue>() as u32),
-    ("INTERVAL", 4, 8),
-    ("TOTALS", 4, size_of::<Total>() as u32),
-    ("OVERFLOW", 4, size_of::<Total>() as u32),
-    ("SOCKS", 8, size_of::<Sock>() as u32),
-    ("META", size_of::<FlowKey>() as u32, size_of::<Meta>() as u32),
-    ("CGROUPS", 8, size_of::<CgroupPath>() as u32),
-    ("COUNTERS", 4, 8),
+/// Name, type, key size and value size of every map that the shipper touches.
+const MAPS: &[(&str, MapType, u32, u32)] = &[
+    ("FLOWS_A", MapType::Hash, size_of::<FlowKey>() as u32, size_of::<FlowValue>() as u32),
+    ("FLOWS_B", MapType::Hash, size_of::<FlowKey>() as u32, size_of::<FlowValue>() as u32),
+    ("INTERVAL", MapType::Array, 4, 8),
+    ("TOTALS", MapType::PerCpuArray, 4, size_of::<Total>() as u32),
+    ("OVERFLOW", MapType::PerCpuArray, 4, size_of::<Total>() as u32),
+    ("SOCKS", MapType::Hash, 8, size_of::<Sock>() as u32),
+    ("META", MapType::Hash, size_of::<FlowKey>() as u32, size_of::<Meta>() as u32),
+    ("CGROUPS", MapType::Hash, 8, size_of::<CgroupPath>() as u32),
+    ("COUNTERS", MapType::Array, 4, 8),
 ];
 
-/// aya reuses a pin of another layout silently: refuse it, before any program meets it.
+/// aya reuses a pin of another layout silently: refuse it, before any program meets it. The type counts too: of a map
+/// per CPU the kernel gives as many values as there are CPUs, past a buffer for one.
 pub(crate) fn check_layout(pins: &Pins) -> Result<(), CaptureError> {
-    for (name, key, value) in MAPS {
+    for (name, kind, key, value) in MAPS {
         let path = pins.map(name);
         if !path.exists() {
             continue;
         }
-        let Ok(info) = MapInfo::from_pin(&path) else {
-            return Err(CaptureError::Layout {
-                path,
-                found: "not a map".to_owned(),
-                expected: format!("a map of {key} and {value} bytes"),
-            });
+        let found = match MapInfo::from_pin(&path) {
+            Err(_) => "not a map".to_owned(),
+            Ok(info) => {
+                let found = (info.map_type().ok(), info.key_size(), info.value_size());
+                if found == (Some(*kind), *key, *value) {
+                    continue;
+                }
+                let kind = found.0.map_or_else(|| "unknown".to_owned(), |kind| format!("{kind:?}"));
+                format!("a map of type {kind}, {} and {} bytes", found.1, found.2)
+            }
         };
-        if (info.key_size(), info.value_size()) != (*key, *value) {
-            return Err(CaptureError::Layout {
-                path,
-                found: format!("a map of {} and {} bytes", info.key_size(), info.value_size()),
-                expected: format!("a map of {key} and {value} bytes"),
-            });
-        }
+        let expected = format!("a map of type {kind:?}, {key} and {value} bytes");
+        return Err(CaptureError::Layout { path, found, expected });
     }
     Ok(())
+}
+
+/// What was touched before this time is idle. An interval touches once, with the first packet: of what was touched
+/// within it, nobody knows how long it went on.
+fn idle_before(before: u64, began: u64, idle: Duration) -> u64 {
+    began.saturating_sub(u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX)).min(before)
 }
 
 /// The maps, open.
@@ -161,9 +170,10 @@ impl Maps {
     }
 
     /// Removes sockets and connectionless flows that nothing will count for any more: the sockets that closed before
-    /// `began`, and the flows of those and of whom nobody has heard for `idle`.
-    pub(crate) fn prune(&self, began: u64, idle: Duration) -> Result<(), CaptureError> {
-        let idle = began.saturating_sub(u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX));
+    /// `began`, and the flows of those and of whom nobody has heard for `idle`. `before` is when the interval began
+    /// that ended at `began`.
+    pub(crate) fn prune(&self, before: u64, began: u64, idle: Duration) -> Result<(), CaptureError> {
+        let idle = idle_before(before, began, idle);
         let mut gone = std::collections::HashSet::new();
         for (cookie, sock) in self.socks()? {
             let ended = sock.closed_ns != 0 && sock.closed_ns < began && sock.touched_ns < began;
@@ -224,5 +234,44 @@ impl Maps {
 
     fn write_interval(&self, slot: u32, value: u64) -> Result<(), CaptureError> {
         sys::update(self.interval.as_fd(), &slot, &value, 0).map_err(CaptureError::map("write", "INTERVAL"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_touched_within_a_long_interval_is_not_idle() {
+        let idle = Duration::from_secs(120);
+        let at = |seconds: u64| seconds * 1_000_000_000;
+        assert_eq!(idle_before(at(995), at(1000), idle), at(880));
+        assert_eq!(idle_before(at(400), at(1000), idle), at(400));
+        assert_eq!(idle_before(at(1), at(2), idle), 0);
+    }
+    #[test]
+    fn a_pin_of_another_type_is_refused() {
+        // SAFETY: no pointers.
+        if unsafe { libc::geteuid() } != 0 {
+            assert!(std::env::var_os("CI").is_none(), "needs root");
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let root = std::path::PathBuf::from(format!("/sys/fs/bpf/weir-unit-{}", std::process::id()));
+        let pins = Pins::open(&root).unwrap();
+        // BPF_MAP_CREATE of the right sizes: type, key, value, entries, flags.
+        let attributes: [u32; 5] = [MapType::PerCpuArray as u32, 4, 8, 4, 0];
+        // SAFETY: the kernel reads the attributes; the descriptor is ours.
+        let map = unsafe {
+            let fd = libc::syscall(libc::SYS_bpf, 0, &raw const attributes, size_of_val(&attributes));
+            assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+            <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd as i32)
+        };
+        check_layout(&pins).unwrap();
+        sys::obj_pin(&pins.map("INTERVAL"), map.as_fd()).unwrap();
+        let error = check_layout(&pins).unwrap_err();
+        drop(pins);
+        super::super::remove_pins(&root).unwrap();
+        assert!(error.to_string().contains("is a map of type PerCpuArray, 4 and 8 bytes"), "{error}");
     }
 }

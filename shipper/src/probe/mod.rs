@@ -21,6 +21,7 @@ pub use programs::ProgramStatus;
 pub(crate) use kernel::KernelFeatures;
 pub(crate) use pins::{Pins, on_bpffs, remove as remove_pins};
 pub(crate) use programs::load_all;
+pub(crate) use sys::wait_for_programs;
 
 /// The kernel programs, as committed or as built from source: see `build.rs`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-shipper.bpf.o"));

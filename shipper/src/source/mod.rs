@@ -263,7 +263,8 @@ impl Drain {
         }
         // A source's id begins with the boot's.
         if last.source[..4] == key.source[..4] {
-            return None;
+            tracing::warn!("the kernel's maps are others than before: what those counted last is lost");
+            return lost(LossStage::Capture, LossReason::Unloaded);
         }
         tracing::warn!("the node was started anew: what the kernel counted last is lost");
         lost(LossStage::Capture, LossReason::Reboot)

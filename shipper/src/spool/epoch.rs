@@ -164,7 +164,11 @@ impl Epoch {
                 before.to = tombstone.to;
                 before.events = before.events.zip(tombstone.events).map(|(a, b)| a + b);
                 before.bytes = before.bytes.zip(tombstone.bytes).map(|(a, b)| a + b);
-                before.first_ns = before.first_ns.min(tombstone.first_ns);
+                before.first_ns = match (before.first_ns, tombstone.first_ns) {
+                    // 0 is unknown, not 1970.
+                    (0, known) | (known, 0) => known,
+                    (a, b) => a.min(b),
+                };
                 before.last_ns = before.last_ns.max(tombstone.last_ns);
                 return;
             }

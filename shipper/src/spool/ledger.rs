@@ -160,8 +160,8 @@ impl Ledger {
     }
 
     /// The journal holds less than it acknowledged before: the numbers between are lost there, and are said to be.
-    /// Returns whether that was so.
-    pub(crate) fn rewind(&mut self, id: &Id, journaled: u64) -> bool {
+    /// Returns whether that was so. When they were is not known: `now_ns` stands for it.
+    pub(crate) fn rewind(&mut self, id: &Id, journaled: u64, now_ns: i64) -> bool {
         let Some(epoch) = self.epoch_mut(id).filter(|epoch| epoch.acked > journaled) else { return false };
         let (from, to) = (journaled + 1, epoch.acked);
         epoch.acked = journaled;
@@ -172,8 +172,8 @@ impl Ledger {
             reason: LossReason::Corrupt,
             events: None,
             bytes: None,
-            first_ns: 0,
-            last_ns: 0,
+            first_ns: now_ns,
+            last_ns: now_ns,
         });
         true
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use weir_common::clock::now_ns;
 use weir_common::crash;
 use weir_common::id::{hex, random_id};
 use weir_common::log::{LogError, LogReader};
@@ -177,18 +178,19 @@ impl Outbox {
                 crash::point("client.bound");
             }
         }
-        let last = inner.ledger.epoch(epoch).map_or(0, Epoch::last);
-        if journaled > last {
+        // The mark is synced before anything is sent: a journal that has more got it from another life of this spool.
+        let sent = inner.ledger.epoch(epoch).map_or(0, |epoch| epoch.sent);
+        if journaled > sent {
             tracing::error!(
                 epoch = hex(epoch),
                 journaled,
-                last,
+                sent,
                 "the spool is behind the journal: its disk went back in time; what waits is sent under a new epoch, and may be doubled"
             );
-            self.renumber_locked(&mut inner, epoch, "behind")?;
+            self.fall_behind(&mut inner, epoch, sent)?;
             return Ok(Welcomed::Renumbered);
         }
-        if inner.ledger.rewind(epoch, journaled) {
+        if inner.ledger.rewind(epoch, journaled, now_ns()) {
             tracing::error!(
                 epoch = hex(epoch),
                 journaled,
@@ -286,18 +288,7 @@ impl Outbox {
         for id in ids {
             inner.ledger.renumber(&id, random_id());
         }
-        let now = weir_common::clock::now_ns();
-        let said = Tombstone {
-            from: 0,
-            to: 0,
-            stage: LossStage::Delivery,
-            reason: LossReason::Rebind,
-            events: Some(0),
-            bytes: Some(0),
-            first_ns: now,
-            last_ns: now,
-        };
-        inner.ledger.lose_new(said, 1);
+        inner.ledger.lose_new(perhaps_doubled(), 1);
         inner.ledger.journal = journal;
         self.shared.metrics.epochs.get_or_create(&[("reason", "rebind")]).inc();
         self.changed(&inner);
@@ -361,6 +352,32 @@ impl Outbox {
         Ok(())
     }
 
+    /// Of what was marked as sent the journal has everything. The rest it may have too, or other batches under the same
+    /// numbers: it goes under a new epoch, and a loss record says that events may be doubled.
+    fn fall_behind(&self, inner: &mut Inner, epoch: &Id, sent: u64) -> Result<(), OutboxError> {
+        let new = random_id();
+        let before = inner.ledger.clone();
+        // Never beyond the last: the mark does not pass it.
+        let done = inner.ledger.ack(epoch, sent).unwrap_or_default();
+        let moved = inner.ledger.renumber(epoch, new);
+        inner.ledger.lose_new(perhaps_doubled(), 1);
+        if let Err(error) = inner.save() {
+            inner.ledger = before;
+            return Err(error.into());
+        }
+        tracing::warn!(
+            old = hex(epoch),
+            new = hex(&new),
+            reason = "behind",
+            batches = moved.batches,
+            "new epoch"
+        );
+        self.shared.metrics.epochs.get_or_create(&[("reason", "behind")]).inc();
+        self.shared.metrics.journaled(done);
+        self.changed(inner);
+        Ok(())
+    }
+
     fn needs(&self, position: u64) -> bool {
         self.lock().ledger.needs(&(position..position + 1))
     }
@@ -377,5 +394,20 @@ impl Outbox {
         tracing::error!(position, %error, "spool record makes no sense: it is declared as lost");
         self.lose(position)?;
         Ok(None)
+    }
+}
+
+/// Nothing is lost, but what goes to a journal after this may be in one already.
+fn perhaps_doubled() -> Tombstone {
+    let now = now_ns();
+    Tombstone {
+        from: 0,
+        to: 0,
+        stage: LossStage::Delivery,
+        reason: LossReason::Rebind,
+        events: Some(0),
+        bytes: Some(0),
+        first_ns: now,
+        last_ns: now,
     }
 }

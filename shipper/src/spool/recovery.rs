@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use weir_common::clock::now_ns;
 use weir_common::file::FileError;
 use weir_common::id::{hex, random_id};
 use weir_common::log::{Log, LogError, LogOptions, LogReader, Recovery};
@@ -40,10 +41,15 @@ impl Spool {
         let Image { shipper, mut ledger, dropped } = image.unwrap_or_else(|| unknown(checkpoint.as_ref()));
 
         let mut last_key = checkpoint.as_ref().and_then(|checkpoint| checkpoint.key().ok().flatten());
+        // The checkpoint knows of intervals that were dropped since the records before it.
+        let active =
+            log.segments().last().filter(|_| last_key.is_some()).map_or(0, |last| last.first_position);
         let mut last_time_ns = None;
         let mut waiting = Waiting { ledger: &mut ledger, known };
         for_each_record(&log.reader(), log.first_position(), log.next_position(), |position, record| {
-            last_key = record.key().ok().or(last_key);
+            if position >= active {
+                last_key = record.key().ok().or(last_key);
+            }
             last_time_ns = record.batches.iter().map(|batch| batch.last_ns).max().or(last_time_ns);
             waiting.take(position, &record);
         })?;
@@ -52,7 +58,7 @@ impl Spool {
         }
         last_key = newest(last_key, dropped, log.next_position());
 
-        let lost_tail = bury_holes(&mut ledger, known);
+        let lost_tail = bury_holes(&mut ledger, known, now_ns());
         report(&found);
         let reason = match (found.cut.is_some() || set_aside, lost_tail, known) {
             (true, ..) => Some("cut"),
@@ -237,8 +243,8 @@ impl Waiting<'_> {
     }
 }
 
-/// Declares the numbers that are nowhere. Returns whether the current epoch lost its end.
-fn bury_holes(ledger: &mut Ledger, known: bool) -> bool {
+/// Declares the numbers that are nowhere, as lost now: of when they were, nothing is known. Returns whether the current epoch lost its end.
+fn bury_holes(ledger: &mut Ledger, known: bool, now_ns: i64) -> bool {
     let mut lost_tail = false;
     let count = ledger.epochs.len();
     for (index, epoch) in ledger.epochs.iter_mut().enumerate() {
@@ -281,8 +287,8 @@ fn bury_holes(ledger: &mut Ledger, known: bool) -> bool {
                 reason: LossReason::Corrupt,
                 events: None,
                 bytes: None,
-                first_ns: 0,
-                last_ns: 0,
+                first_ns: now_ns,
+                last_ns: now_ns,
             });
         }
     }

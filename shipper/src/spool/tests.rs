@@ -26,6 +26,8 @@ struct Aggregator {
     events: u64,
     skipped: u64,
     skips_unknown: u64,
+    /// Earliest time of any skip.
+    skips_since: Option<i64>,
 }
 
 impl Aggregator {
@@ -54,6 +56,7 @@ impl Aggregator {
             Outgoing::Skip(skip) => {
                 assert_eq!(skip.from, last + 1, "a skip out of order");
                 self.last.insert(epoch, skip.to);
+                self.skips_since = self.skips_since.into_iter().chain([skip.first_ns]).min();
                 match skip.events {
                     Some(events) => self.skipped += events,
                     None => self.skips_unknown += 1,
@@ -221,6 +224,14 @@ fn id_of(payload: &[u8]) -> u64 {
     u64::from_le_bytes(payload[..8].try_into().unwrap())
 }
 
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
 fn flip(path: &Path, offset: u64) {
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
@@ -363,6 +374,7 @@ fn a_flipped_byte_in_a_sealed_segment_is_declared_and_the_rest_delivered() {
     world.open();
     world.send_all();
     assert_eq!(world.aggregator.skips_unknown, 1);
+    assert!(world.aggregator.skips_since.is_some_and(|since| since > 1_600_000_000_000_000_000));
     let missing: Vec<u64> = (0..40).filter(|id| !world.aggregator.journaled.contains_key(id)).collect();
     assert_eq!(missing.len(), 2, "one record: {missing:?}");
     assert_eq!(world.epochs().len(), 1);
@@ -457,23 +469,51 @@ fn without_its_state_everything_is_sent_again_under_its_numbers() {
 #[test]
 fn a_spool_that_is_behind_the_journal_takes_a_new_epoch() {
     let mut world = World::new(1 << 20, 2048);
-    for _ in 0..6 {
+    for _ in 0..3 {
         world.append(&[500]);
     }
-    world.send(2, true);
+    // One is acknowledged; the mark covers the three that exist.
+    world.send(1, true);
+    for _ in 0..3 {
+        world.append(&[500]);
+    }
+    // A copy of this moment comes back after more was captured and sent.
+    world.close();
+    let (dir, copy) = (world.options.dir.clone(), world.dir.path().join("copy"));
+    copy_dir(&dir, &copy);
+    world.open();
+    world.append(&[500]);
+    world.send_all();
+    world.close();
+    fs::remove_dir_all(&dir).unwrap();
+    copy_dir(&copy, &dir);
+    world.open();
+    // What is captured meanwhile has the number of another batch in the journal.
+    world.append(&[500]);
     let outbox = world.spool().outbox();
     let head = outbox.head();
-    assert_eq!(outbox.welcome(&head.epoch, JOURNAL, 100).unwrap(), Welcomed::Renumbered);
+    assert_eq!((head.last_number, world.aggregator.last(&head.epoch)), (7, 7));
+    assert_eq!(outbox.welcome(&head.epoch, JOURNAL, 7).unwrap(), Welcomed::Renumbered);
+    world.check();
     let renumbered = outbox.head();
     assert_ne!(renumbered.epoch, head.epoch);
-    assert_eq!((renumbered.first_number, renumbered.last_number), (1, 4));
+    assert_eq!((renumbered.first_number, renumbered.last_number), (1, 5), "four batches and what says so");
+    let skip = outbox.next(&renumbered.epoch, 5, Duration::ZERO).unwrap();
+    let Some(Outgoing::Skip(skip)) = skip else { panic!("{skip:?}") };
+    assert_eq!((skip.reason, skip.events), (LossReason::Rebind, Some(0)));
+    drop(outbox);
     // The numbers stay so over a restart, and new ones follow.
     world.open();
     world.append(&[500]);
     let head = world.spool().outbox().head();
-    assert_eq!((head.epoch, head.first_number, head.last_number), (renumbered.epoch, 1, 5));
-    world.finish();
-    assert_eq!(world.aggregator.journaled.len(), 7);
+    assert_eq!((head.epoch, head.first_number, head.last_number), (renumbered.epoch, 1, 6));
+    world.send_all();
+    let times: Vec<u32> = world.aggregator.journaled.values().copied().collect();
+    assert_eq!(
+        times,
+        [1, 1, 1, 2, 2, 2, 1, 1, 1],
+        "what was marked as sent is not doubled, and nothing is lost"
+    );
 }
 
 #[test]
@@ -542,7 +582,37 @@ fn a_journal_that_went_back_is_told_what_it_lost() {
     world.aggregator.last.insert(epoch, 1);
     world.send_all();
     assert_eq!(world.aggregator.skips_unknown, 1);
+    assert!(world.aggregator.skips_since.is_some_and(|since| since > 1_600_000_000_000_000_000));
     assert_eq!(world.aggregator.last(&epoch), 4);
+}
+
+#[test]
+fn an_interval_that_the_checkpoint_knows_is_not_read_again() {
+    let mut world = World::new(1 << 20, 2048);
+    for _ in 0..3 {
+        world.append(&[100]);
+    }
+    let key = CaptureKey { source: SOURCE, interval: 9 };
+    world.spool().last_key = Some(key);
+    world.spool().roll().unwrap();
+    world.open();
+    assert_eq!(world.spool().last_key(), Some(key));
+    let next = CaptureKey { source: SOURCE, interval: 10 };
+    world.spool().append(next, &[]).unwrap();
+    world.open();
+    assert_eq!(world.spool().last_key(), Some(next));
+}
+
+#[test]
+fn a_loss_of_unknown_time_is_joined_without_1970() {
+    let mut epoch = epoch::Epoch::new([1; 16]);
+    for (from, first_ns, last_ns) in [(1, 0, 0), (2, 500, 700), (3, 400, 900), (4, 0, 0)] {
+        epoch.next = from + 1;
+        let (stage, reason) = (LossStage::Spool, LossReason::Corrupt);
+        epoch.bury(Tombstone { from, to: from, stage, reason, events: None, bytes: None, first_ns, last_ns });
+    }
+    assert_eq!(epoch.tombstones.len(), 1);
+    assert_eq!((epoch.tombstones[0].first_ns, epoch.tombstones[0].last_ns), (400, 900));
 }
 
 #[test]
