@@ -119,6 +119,8 @@ pub struct Running {
     config: Config,
     shutdown: CancellationToken,
     draining: CancellationToken,
+    streams_ended: CancellationToken,
+    give_up: CancellationToken,
     sinks_end: CancellationToken,
     tasks: TaskTracker,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
@@ -145,6 +147,7 @@ impl Running {
         let parquet = parquet.map(|sink| (sink, ParquetMetrics::register(&mut metrics_registry)));
         let health = Health::default();
         let (draining, sinks_end) = (CancellationToken::new(), CancellationToken::new());
+        let (streams_ended, give_up) = (CancellationToken::new(), CancellationToken::new());
         let tasks = TaskTracker::new();
 
         let address = config.grpc_listen;
@@ -178,7 +181,8 @@ impl Running {
             group: config.group,
             metrics: metrics.clone(),
             health: health.clone(),
-            draining: draining.clone(),
+            streams_ended: streams_ended.clone(),
+            give_up: give_up.clone(),
         };
         let runtime = tokio::runtime::Handle::current();
         let writer = thread("journal", move || writer.run(&runtime))?;
@@ -207,6 +211,8 @@ impl Running {
             config,
             shutdown,
             draining,
+            streams_ended,
+            give_up,
             sinks_end,
             tasks,
             server,
@@ -249,18 +255,25 @@ impl Running {
 
     async fn drain(&mut self) -> Result<(), RunError> {
         self.draining.cancel();
+        // A paused writer waits for half of the time; the other half is for the sinks' last cut.
+        let (give_up, patience) = (self.give_up.clone(), self.config.drain_timeout / 2);
+        self.background.push(tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            give_up.cancel();
+        }));
         self.tasks.close();
         self.tasks.wait().await;
-        // A peer that keeps its connection open for nothing is not waited for; streams have ended above.
-        if tokio::time::timeout(GOAWAY_PATIENCE, &mut self.server).await.is_err() {
-            self.server.abort();
-            let _ = (&mut self.server).await;
-        }
-        // The last sender of the queue went with the server.
+        // Connections hold senders of the queue for as long as their peers like: the writer closes it by itself.
+        self.streams_ended.cancel();
         (&mut self.writer).await.map_err(|_| RunError::Ended("the journal's thread"))??;
         self.sinks_end.cancel();
         if self.sink.is_some() {
             sink_end(&mut self.sink).await?;
+        }
+        // A peer that keeps its connection open for nothing is not waited for; streams have ended above.
+        if tokio::time::timeout(GOAWAY_PATIENCE, &mut self.server).await.is_err() {
+            self.server.abort();
+            let _ = (&mut self.server).await;
         }
         tracing::info!("drained");
         Ok(())
@@ -270,6 +283,8 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.draining.cancel();
+        self.streams_ended.cancel();
+        self.give_up.cancel();
         self.sinks_end.cancel();
         self.server.abort();
         self.background.iter().for_each(JoinHandle::abort);

@@ -23,6 +23,8 @@ struct Inner {
     sequences: Sequences,
     /// The stream that speaks for each shipper.
     streams: HashMap<Id, Stream, RandomState>,
+    /// The writer has ended.
+    closed: bool,
 }
 
 struct Stream {
@@ -46,7 +48,8 @@ pub struct Seat {
 impl Registry {
     /// With the state that recovery found.
     pub fn new(sequences: Sequences) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::new(Inner { sequences, streams: HashMap::default() }) })
+        let inner = Inner { sequences, streams: HashMap::default(), closed: false };
+        Arc::new(Self { inner: Mutex::new(inner) })
     }
 
     /// Seats a new stream and fences the shipper's older one.
@@ -58,7 +61,12 @@ impl Registry {
         let fence = CancellationToken::new();
         let generation = greeting.generation;
         let stream = Stream { generation, source, journaled: sender, fence: fence.clone() };
-        if let Some(older) = inner.streams.insert(source.shipper, stream) {
+        let older = if inner.closed {
+            inner.streams.remove(&source.shipper)
+        } else {
+            inner.streams.insert(source.shipper, stream)
+        };
+        if let Some(older) = older {
             older.fence.cancel();
         }
         Seat { registry: Arc::clone(self), source, generation, journaled, fence }
@@ -67,7 +75,7 @@ impl Registry {
     /// Units were synced to the journal, in this order.
     pub fn journaled(&self, units: &[Accepted]) {
         let mut inner = self.lock();
-        let Inner { sequences, streams } = &mut *inner;
+        let Inner { sequences, streams, closed: _ } = &mut *inner;
         for unit in units {
             let source = unit.origin.source;
             sequences.journaled(source, unit.last_number);
@@ -75,6 +83,13 @@ impl Registry {
                 stream.journaled.send_replace(unit.last_number);
             }
         }
+    }
+
+    /// The writer has ended: whoever waits for something to be journaled learns that it will not be.
+    pub fn close(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        inner.streams.clear();
     }
 
     /// The state for a checkpoint.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use weir_common::{clock, crash};
 use weir_proto::v1::refusal::Reason;
@@ -75,7 +76,7 @@ pub(super) async fn serve(
     let mut reader = Reader { shared, origin, seat, again: &again, accepted: 0, window: Window::default() };
     let end = tokio::select! {
         end = reader.read(&mut inbound) => end,
-        end = acknowledge(&outbound, &mut journaled, &again) => end,
+        end = acknowledge(&outbound, &mut journaled, &again, &fence) => end,
         () = fence.cancelled() => End::Refused(superseded()),
         () = shared.draining.cancelled() => End::Refused(draining()),
         () = outbound.closed() => End::Gone,
@@ -86,7 +87,7 @@ pub(super) async fn serve(
         End::Refused(refused) => {
             let patience = match refused.reason {
                 Reason::Superseded => Duration::ZERO,
-                // The drain has a bound of its own.
+                // The writer has a bound of its own: then the registry lets go of the seat.
                 Reason::Draining => Duration::MAX,
                 _ => REFUSAL_PATIENCE,
             };
@@ -274,7 +275,8 @@ impl Reader<'_> {
         Err(Refused { reason: Reason::Protocol, message, number: first })
     }
 
-    /// Waits until all that was accepted from this stream is journaled, at most for `patience`, and says so.
+    /// Waits until all that was accepted from this stream is journaled, at most for `patience` or until the writer has
+    /// ended, and says what is.
     async fn finish(&mut self, outbound: &Outbound, patience: Option<Duration>) {
         let accepted = self.accepted;
         let journaled = async {
@@ -298,12 +300,13 @@ async fn acknowledge(
     outbound: &Outbound,
     journaled: &mut tokio::sync::watch::Receiver<u64>,
     again: &Notify,
+    fence: &CancellationToken,
 ) -> End {
     loop {
         tokio::select! {
             changed = journaled.changed() => if changed.is_err() {
-                // The registry let go of the seat: a newer stream took over.
-                return End::Refused(superseded());
+                // The registry let go of the seat: a newer stream took over, or the writer has ended.
+                return End::Refused(if fence.is_cancelled() { superseded() } else { draining() });
             },
             () = again.notified() => {}
         }

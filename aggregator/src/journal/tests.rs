@@ -44,7 +44,8 @@ struct Bench {
     recovery: Recovery,
     id: Id,
     queue: Option<mpsc::Sender<Accepted>>,
-    draining: CancellationToken,
+    streams_ended: CancellationToken,
+    give_up: CancellationToken,
     writer: Option<std::thread::JoinHandle<Result<(), WriterError>>>,
 }
 
@@ -64,7 +65,8 @@ impl Bench {
         let registry = Registry::new(sequences);
         let (reporter, own) = LossReporter::new(journal.id(), "c", "a", dir.join("damage-reported"));
         let (queue, queued) = mpsc::channel(64);
-        let (health, draining) = (Health::default(), CancellationToken::new());
+        let (streams_ended, give_up) = (CancellationToken::new(), CancellationToken::new());
+        let health = Health::default();
         let (id, reader) = (journal.id(), journal.reader().reporting_to(reporter.clone()));
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -78,12 +80,25 @@ impl Bench {
             group: GroupOptions { rows: 100, linger: Duration::ZERO },
             metrics: Metrics::new(&mut MetricsRegistry::default(), &cursors),
             health: health.clone(),
-            draining: draining.clone(),
+            streams_ended: streams_ended.clone(),
+            give_up: give_up.clone(),
         };
         let handle = runtime.handle().clone();
         let writer = Some(std::thread::spawn(move || writer.run(&handle)));
         let queue = Some(queue);
-        Self { runtime, registry, reader, cursors, health, recovery, id, queue, draining, writer }
+        Self {
+            runtime,
+            registry,
+            reader,
+            cursors,
+            health,
+            recovery,
+            id,
+            queue,
+            streams_ended,
+            give_up,
+            writer,
+        }
     }
 
     fn seat(&self, shipper: u8) -> Seat {
@@ -99,6 +114,22 @@ impl Bench {
     fn acknowledged(&self, seat: &mut Seat, number: u64) {
         let reached = seat.journaled.wait_for(|journaled| *journaled >= number);
         self.runtime.block_on(async { tokio::time::timeout(PATIENCE, reached).await }).unwrap().unwrap();
+    }
+
+    /// Sends until the writer is paused; gives the last number.
+    fn pause(&self, seat: &Seat) -> u64 {
+        self.cursors.set(SINK.name, 1);
+        let mut sent = 0;
+        let deadline = Instant::now() + PATIENCE;
+        while self.health.is_ready() {
+            assert!(Instant::now() < deadline, "never paused");
+            if *seat.journaled.borrow() == sent {
+                sent += 1;
+                assert_eq!(self.offer(seat, 1, sent), Verdict::Accept);
+            }
+            std::thread::yield_now();
+        }
+        sent
     }
 
     /// Everything that can be read, as (shipper, number); damage is passed over.
@@ -131,7 +162,7 @@ impl Bench {
     }
 
     fn stop(&mut self) {
-        self.draining.cancel();
+        self.give_up.cancel();
         self.queue = None;
         if let Some(writer) = self.writer.take() {
             writer.join().unwrap().unwrap();
@@ -333,18 +364,8 @@ fn one_group_of_large_batches_is_many_records() {
 fn a_spent_budget_waits_for_the_sink_and_says_so() {
     let dir = TempDir::new().unwrap();
     let bench = Bench::open(dir.path(), 200 << 10);
-    bench.cursors.set(SINK.name, 1);
     let mut seat = bench.seat(1);
-    let mut sent = 0;
-    let deadline = Instant::now() + PATIENCE;
-    while bench.health.is_ready() {
-        assert!(Instant::now() < deadline, "never paused");
-        if *seat.journaled.borrow() == sent {
-            sent += 1;
-            assert_eq!(bench.offer(&seat, 1, sent), Verdict::Accept);
-        }
-        std::thread::yield_now();
-    }
+    let sent = bench.pause(&seat);
     assert!(bench.health.problems().contains("budget"), "{}", bench.health.problems());
     assert_eq!(*seat.journaled.borrow(), sent - 1, "what does not fit is not acknowledged");
     bench.cursors.set(SINK.name, bench.reader.durable_position());
@@ -352,4 +373,32 @@ fn a_spent_budget_waits_for_the_sink_and_says_so() {
     assert!(bench.health.is_ready());
     let on_disk: u64 = segments(dir.path()).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
     assert!(on_disk <= 200 << 10, "{on_disk} bytes");
+}
+
+#[test]
+fn a_paused_writer_that_drains_waits_for_its_sink() {
+    let dir = TempDir::new().unwrap();
+    let mut bench = Bench::open(dir.path(), 200 << 10);
+    let mut seat = bench.seat(1);
+    let sent = bench.pause(&seat);
+    bench.streams_ended.cancel();
+    bench.cursors.set(SINK.name, bench.reader.durable_position());
+    bench.acknowledged(&mut seat, sent);
+    // The bench still holds a sender, as a connection does whose peer does not read.
+    bench.writer.take().unwrap().join().unwrap().unwrap();
+}
+
+#[test]
+fn a_writer_that_gives_up_lets_its_streams_go() {
+    let dir = TempDir::new().unwrap();
+    let bench = Bench::open(dir.path(), 200 << 10);
+    let mut seat = bench.seat(1);
+    let sent = bench.pause(&seat);
+    bench.give_up.cancel();
+    let waiting =
+        async { tokio::time::timeout(PATIENCE, seat.journaled.wait_for(|last| *last >= sent)).await };
+    assert!(bench.runtime.block_on(waiting).unwrap().is_err(), "it is told that nobody will journal it");
+    let mut late = bench.seat(2);
+    let waiting = async { tokio::time::timeout(PATIENCE, late.journaled.wait_for(|last| *last >= 1)).await };
+    assert!(bench.runtime.block_on(waiting).unwrap().is_err());
 }

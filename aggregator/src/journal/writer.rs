@@ -55,8 +55,10 @@ pub struct Writer {
     pub metrics: Metrics,
     /// Where a pause is told.
     pub health: Health,
-    /// Ingestion has ended: a paused writer gives up what is not acknowledged.
-    pub draining: CancellationToken,
+    /// No stream offers any more, though somebody may still hold a sender of `queue`: the writer ends with what is in it.
+    pub streams_ended: CancellationToken,
+    /// Draining has waited long enough: a paused writer gives up what is not acknowledged.
+    pub give_up: CancellationToken,
 }
 
 #[derive(Default)]
@@ -75,6 +77,14 @@ enum Pause {
 impl Writer {
     /// Writes until the queue is closed and empty. On an error the process must end.
     pub fn run(mut self, runtime: &Handle) -> Result<(), WriterError> {
+        let result = self.write_all(runtime);
+        // Nothing more will be journaled: no stream may wait for it.
+        self.queue.close();
+        self.registry.close();
+        result
+    }
+
+    fn write_all(&mut self, runtime: &Handle) -> Result<(), WriterError> {
         self.update_gauges();
         // The unit that was too much for the last group and begins the next.
         let mut held = None;
@@ -94,10 +104,19 @@ impl Writer {
         if let Some(unit) = held.take() {
             group.push(unit);
         } else {
-            tokio::select! {
-                biased;
-                unit = self.queue.recv() => group.push(unit?),
-                Some(own) = self.own.recv() => group.own.push(own),
+            let mut closed = false;
+            loop {
+                tokio::select! {
+                    biased;
+                    unit = self.queue.recv() => group.push(unit?),
+                    Some(own) = self.own.recv() => group.own.push(own),
+                    () = self.streams_ended.cancelled(), if !closed => {
+                        self.queue.close();
+                        closed = true;
+                        continue;
+                    }
+                }
+                break;
             }
         }
         let deadline = tokio::time::Instant::now() + self.group.linger;
@@ -117,7 +136,7 @@ impl Writer {
         Some(group)
     }
 
-    /// Journals a group and has it acknowledged; `false` when it was given up because the process drains.
+    /// Journals a group and has it acknowledged; `false` when it was given up because the process ends.
     fn write(&mut self, group: Group) -> Result<bool, WriterError> {
         let Group { mut units, own, rows, bytes: _ } = group;
         let append_time_ns = clock::now_ns();
@@ -152,7 +171,8 @@ impl Writer {
         Ok(true)
     }
 
-    /// Appends a record, waiting while there is no room; `None` when it was given up.
+    /// Appends a record, waiting while there is no room, also while draining: a sink may yet make some. `None` when it
+    /// was given up.
     fn append(&mut self, encoded: &Encoded) -> Result<Option<u64>, WriterError> {
         let mut paused = false;
         loop {
@@ -177,7 +197,7 @@ impl Writer {
                 self.pause(&pause);
                 paused = true;
             }
-            if self.draining.is_cancelled() {
+            if self.give_up.is_cancelled() {
                 return Ok(None);
             }
             self.journal.cursors.wait_moved(PAUSE_CHECK);
