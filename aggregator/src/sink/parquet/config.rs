@@ -14,7 +14,7 @@ pub struct ParquetConfig {
     pub roll_bytes: u64,
     /// Cut when the oldest row that is in no file has waited so long.
     pub roll_age: Duration,
-    /// Cut when so many partitions are open.
+    /// Cut when so many partitions are open. One record opens no more of them; its other rows go to the receive hour.
     pub partitions_max: usize,
     /// Memory for rows that wait for their row group, bytes; beyond it the largest partition writes what it has.
     pub buffer_bytes_max: usize,

@@ -58,6 +58,14 @@ pub enum SinkError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A commit of too many files for one manifest entry.
+    #[error("the manifest entry of this commit has {bytes} bytes, more than the limit of {limit}")]
+    EntryTooLarge {
+        /// Its size.
+        bytes: u64,
+        /// The largest that is read.
+        limit: u64,
+    },
     /// A journal record that this version can't write.
     #[error("journal record {position} has a {kind} batch that can't be written: {reason}")]
     Record {
@@ -105,6 +113,7 @@ impl SinkError {
             | Self::Foreign { .. }
             | Self::Locked { .. }
             | Self::Intent { .. }
+            | Self::EntryTooLarge { .. }
             | Self::Record { .. }
             | Self::OutOfTurn { .. } => Disposition::Fatal,
         }

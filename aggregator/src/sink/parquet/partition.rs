@@ -94,14 +94,24 @@ impl TimeRule {
             }
         };
         // A year that a four-digit date can't state is nobody's time.
-        let hour = if believed && YEARS_US.contains(&time_us) { time_us } else { received };
-        hour.clamp(*YEARS_US.start(), *YEARS_US.end()).div_euclid(HOUR_US)
+        if believed && YEARS_US.contains(&time_us) { hour_of(time_us) } else { self.received_hour() }
+    }
+
+    /// The hour in which the record was appended.
+    fn received_hour(&self) -> i64 {
+        hour_of(self.append_time_ns.div_euclid(1000))
     }
 }
 
 /// Divides a batch with the kind's columns among partitions, in the order of their keys. Rows keep their order.
-/// The error is the reason alone.
-pub(super) fn split(kind: Kind, batch: &RecordBatch, rule: TimeRule) -> Result<Vec<Part>, String> {
+/// `left` is how many partitions the record may still open: rows that would open more go to the receive hour, which
+/// depends on nothing but the record. The error is the reason alone.
+pub(super) fn split(
+    kind: Kind,
+    batch: &RecordBatch,
+    rule: TimeRule,
+    left: &mut usize,
+) -> Result<Vec<Part>, String> {
     if batch.schema_ref().fields() != kind.arrow_schema().fields() {
         return Err(format!("its columns are not those of schema_version {SCHEMA_VERSION}"));
     }
@@ -125,17 +135,27 @@ pub(super) fn split(kind: Kind, batch: &RecordBatch, rule: TimeRule) -> Result<V
         (name, rule.hour(times.value(row), quality))
     };
 
+    let mut open = |wanted: (u32, i64)| {
+        // The receive hour is always open: there is one for each cluster.
+        let hour = if *left == 0 { rule.received_hour() } else { wanted.1 };
+        *left = left.saturating_sub(1);
+        (wanted.0, hour)
+    };
     let first = place(0);
     let key =
         |(name, hour): (u32, i64)| PartitionKey { kind, cluster: Arc::clone(&names[name as usize]), hour };
     let values = times.values();
     if (1..times.len()).all(|row| place(row) == first) {
         let range = min_max(values.iter().copied());
-        return Ok(vec![Part { key: key(first), batch: batch.clone(), times: range }]);
+        return Ok(vec![Part { key: key(open(first)), batch: batch.clone(), times: range }]);
     }
     let mut rows: BTreeMap<(u32, i64), Vec<u32>> = BTreeMap::new();
     for row in 0..times.len() {
-        rows.entry(place(row)).or_default().push(u32::try_from(row).map_err(|_| "more than 2^32 rows")?);
+        let (wanted, row) = (place(row), u32::try_from(row).map_err(|_| "more than 2^32 rows")?);
+        match rows.get_mut(&wanted) {
+            Some(rows) => rows.push(row),
+            None => rows.entry(open(wanted)).or_default().push(row),
+        }
     }
     let mut parts = Vec::with_capacity(rows.len());
     for (place, rows) in rows {
@@ -194,6 +214,10 @@ impl<'a> Labels<'a> {
 
 fn min_max(times: impl Iterator<Item = i64>) -> (i64, i64) {
     times.fold((i64::MAX, i64::MIN), |(min, max), time| (min.min(time), max.max(time)))
+}
+
+fn hour_of(time_us: i64) -> i64 {
+    time_us.clamp(*YEARS_US.start(), *YEARS_US.end()).div_euclid(HOUR_US)
 }
 
 fn micros(duration: Duration) -> i64 {

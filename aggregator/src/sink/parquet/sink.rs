@@ -168,12 +168,14 @@ impl ParquetSink {
     }
 
     fn take(&mut self, record: &JournalRecord) -> Result<(), SinkError> {
+        // Times are the shippers' word: one record must not open a file for each of its rows.
+        let mut left = self.config.partitions_max;
         for (kind, batch) in &record.batches {
             let rule = TimeRule {
                 append_time_ns: record.append_time_ns,
                 oldest: self.config.retention.of(*kind).age,
             };
-            let parts = split(*kind, batch, rule).map_err(|reason| SinkError::Record {
+            let parts = split(*kind, batch, rule, &mut left).map_err(|reason| SinkError::Record {
                 position: record.position,
                 kind: kind.as_str(),
                 reason,

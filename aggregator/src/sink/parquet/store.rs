@@ -17,7 +17,8 @@ use super::error::SinkError;
 use super::intent::Intent;
 use super::layout::{Layout, create_dir_durably, prune_empty, remove_file, rename_new};
 use super::manifest::{
-    self, Entry, FORMAT, LiveFile, Reason, RemovedFile, SkippedRange, State, Walk, entry_name,
+    self, ENTRY_BYTES_MAX, Entry, FORMAT, LiveFile, Reason, RemovedFile, SkippedRange, State, Walk,
+    entry_name,
 };
 
 /// See the module.
@@ -141,6 +142,11 @@ impl Store {
         let invalid = |reason: String| SinkError::Intent { path: self.layout.intent.clone(), reason };
         let intent = Intent::new(entry, temporary).map_err(|error| invalid(error.to_string()))?;
         self.state.check(&intent.entry).map_err(invalid)?;
+        // An entry that can't be read back must not be written.
+        let bytes = intent.bytes.len() as u64;
+        if bytes > ENTRY_BYTES_MAX {
+            return Err(SinkError::EntryTooLarge { bytes, limit: ENTRY_BYTES_MAX });
+        }
         // Once the intent is there, what stands at a final name is taken for this cut's.
         for file in &intent.entry.added {
             let path = self.layout.root.join(&file.path);

@@ -173,6 +173,25 @@ fn cuts_are_due_by_size_age_and_partitions() {
 }
 
 #[test]
+fn one_record_of_many_hours_opens_a_bounded_number_of_partitions_always_the_same() {
+    let synthetic = Synthetic { flows: 2000, spread_us: 240 * 3_600_000_000, ..small() };
+    let written = || {
+        let dir = TempDir::new().unwrap();
+        let mut config = config(dir.path());
+        config.partitions_max = 8;
+        let mut sink = ParquetSink::open(config, JOURNAL).unwrap().0;
+        sink.write(&synthetic.record(1), Instant::now()).unwrap();
+        let receive_hours = synthetic.clusters.len() * weir_schema::Kind::ALL.len();
+        assert!(sink.open_partitions() >= 8, "{}", sink.open_partitions());
+        assert!(sink.open_partitions() <= 8 + receive_hours, "{}", sink.open_partitions());
+        sink.cut(Reason::Request, NOW_US).unwrap();
+        assert_exactly(dir.path(), &synthetic, 2);
+        live_files(dir.path()).unwrap()
+    };
+    assert_eq!(written(), written());
+}
+
+#[test]
 fn records_come_in_turn_and_one_process_writes() {
     let dir = TempDir::new().unwrap();
     let mut sink = open(dir.path());
