@@ -160,9 +160,7 @@ impl Writer {
         units.iter_mut().for_each(|unit| unit.share = None);
         self.registry.journaled(&units);
         crash::point("journal.acknowledged");
-        if !own.is_empty() {
-            self.reporter.journaled().map_err(WriterError::Reported)?;
-        }
+        self.reporter.journaled(&own).map_err(WriterError::Reported)?;
         self.metrics.group_events.observe(rows as f64);
         if self.journal.log.roll_due() {
             self.roll()?;
