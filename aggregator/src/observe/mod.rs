@@ -129,20 +129,30 @@ impl Viewer<'_> {
         }
     }
 
-    /// The last `count` events before `end`, oldest first.
+    /// The last `count` events before `end`, oldest first. Holds one record at a time, and looks only so far back.
     async fn history(&self, reader: &mut JournalReader, end: u64, count: usize) -> Vec<ObservedEvent> {
-        let mut records: Vec<Arc<JournalRecord>> = Vec::new();
-        let (mut found, mut position) = (0, end);
-        while found < count && position > 1 && records.len() < HISTORY_RECORDS_MAX {
-            position -= 1;
+        // Newest record first, each with its own rows in order.
+        let mut found: Vec<Vec<ObservedEvent>> = Vec::new();
+        let (mut missing, mut bytes) = (count, 0);
+        for position in (1..end).rev().take(HISTORY_RECORDS_MAX) {
+            if missing == 0 || bytes >= HISTORY_BYTES_MAX {
+                break;
+            }
+            let record = tokio::select! {
+                record = reader.next(position) => record,
+                () = self.replies.closed() => break,
+            };
             // What is damaged or removed is not there to be shown.
-            let Ok(Some(record)) = reader.next(position).await else { break };
-            found += self.wanted(&record);
-            records.push(record);
+            let Ok(Some(record)) = record else { break };
+            bytes += record.memory_bytes();
+            let wanted = self.wanted(&record);
+            let shown = wanted.min(missing);
+            if shown > 0 {
+                found.push(self.events(&record, wanted - shown, shown));
+                missing -= shown;
+            }
         }
-        let mut events: Vec<ObservedEvent> =
-            records.iter().rev().flat_map(|record| self.events(record, usize::MAX)).collect();
-        events.split_off(events.len().saturating_sub(count))
+        found.into_iter().rev().flatten().collect()
     }
 
     fn wanted(&self, record: &JournalRecord) -> usize {
@@ -150,10 +160,12 @@ impl Viewer<'_> {
         wanted.map(|(_, batch)| batch.num_rows()).sum()
     }
 
-    fn events(&self, record: &JournalRecord, max: usize) -> Vec<ObservedEvent> {
+    /// The wanted events of a record, at most `max` after the first `skip`.
+    fn events(&self, record: &JournalRecord, skip: usize, max: usize) -> Vec<ObservedEvent> {
         let wanted = record.batches.iter().filter(|(kind, _)| self.kinds.contains(kind));
         let rows = wanted.flat_map(|(kind, batch)| (0..batch.num_rows()).map(move |row| (*kind, batch, row)));
-        rows.take(max)
+        rows.skip(skip)
+            .take(max)
             .map(|(kind, batch, row)| ObservedEvent {
                 kind: kind.as_str().to_owned(),
                 journal_position: record.position,
@@ -184,7 +196,7 @@ impl Viewer<'_> {
         if wanted == 0 && self.missed == 0 {
             return;
         }
-        let events = self.events(record, REPLY_EVENTS_MAX);
+        let events = self.events(record, 0, REPLY_EVENTS_MAX);
         self.miss(wanted - events.len() as u64);
         place.send(Ok(self.reply(events)));
     }
@@ -218,6 +230,8 @@ impl Viewer<'_> {
 const LAST_MAX: u32 = 10_000;
 /// How far back they are looked for.
 const HISTORY_RECORDS_MAX: usize = 10_000;
+/// The same in bytes of decoded records: a kind that is rare is not looked for in all of the journal.
+const HISTORY_BYTES_MAX: usize = 512 << 20;
 /// Viewers at a time.
 const VIEWERS_MAX: i64 = 64;
 /// Replies waiting for a viewer.
