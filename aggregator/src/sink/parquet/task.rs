@@ -64,25 +64,11 @@ pub fn run(
                 // Taking rows proves nothing while the disk is full; a published cut does.
                 if task.sink.next_position() != before {
                     backoff = BACKOFF_MIN;
-                    task.trouble.send_if_modified(|trouble| trouble.take().is_some());
+                    task.well();
                 }
             }
             Ok(Step::End) => return Ok(()),
-            Err(problem) => {
-                let text = chain(&problem);
-                task.trouble.send_replace(Some(format!("parquet: {text}")));
-                if problem.disposition() == Disposition::Fatal || task.shutdown.is_cancelled() {
-                    error!(
-                        error = text,
-                        "the Parquet sink ends; what it has not published stays in the journal"
-                    );
-                    return Err(problem);
-                }
-                error!(error = text, retry_s = backoff.as_secs_f64(), "the Parquet sink can't write");
-                task.wait(backoff);
-                backoff = (backoff * 2).min(BACKOFF_MAX);
-                task.recover();
-            }
+            Err(problem) => task.recover(problem, &mut backoff)?,
         }
     }
 }
@@ -188,22 +174,45 @@ impl Task {
             let bytes: u64 = removed.iter().map(|file| file.bytes).sum();
             info!(files = removed.len(), bytes, "retention deleted Parquet files");
             self.metrics.count_removed(&removed);
+            // An entry was written.
+            self.well();
         }
         Ok(())
     }
 
-    fn recover(&mut self) {
-        self.metrics.retries.inc();
-        match self.sink.recover() {
-            Ok(report) => {
-                log_recovery(&report);
-                self.metrics.damaged_files.set(gauge(report.damaged.len() as u64));
-                // A commit that had failed late may have been completed.
-                self.cursors.set(NAME, self.sink.next_position());
+    /// Waits and recovers, until that succeeds or a person is needed.
+    fn recover(&mut self, mut problem: TaskError, backoff: &mut Duration) -> Result<(), TaskError> {
+        loop {
+            let text = chain(&problem);
+            self.trouble.send_replace(Some(format!("parquet: {text}")));
+            if problem.disposition() == Disposition::Fatal || self.shutdown.is_cancelled() {
+                error!(error = text, "the Parquet sink ends; what it has not published stays in the journal");
+                return Err(problem);
             }
-            // The next step fails with `Broken`, waits, and comes here again.
-            Err(problem) => warn!(error = chain(&problem), "recover the Parquet sink"),
+            error!(error = text, retry_s = backoff.as_secs_f64(), "the Parquet sink can't write");
+            self.wait(*backoff);
+            *backoff = (*backoff * 2).min(BACKOFF_MAX);
+            self.metrics.retries.inc();
+            match self.sink.recover() {
+                Ok(report) => {
+                    log_recovery(&report);
+                    self.metrics.damaged_files.set(gauge(report.damaged.len() as u64));
+                    break;
+                }
+                Err(error) => problem = error.into(),
+            }
         }
+        // A commit that had failed late may have been completed.
+        self.cursors.set(NAME, self.sink.next_position());
+        // Where rows wait, only their cut proves that all is well.
+        if self.sink.due() >= self.reader.durable_position() {
+            self.well();
+        }
+        Ok(())
+    }
+
+    fn well(&self) {
+        self.trouble.send_if_modified(|trouble| trouble.take().is_some());
     }
 
     fn observe(&self) {
