@@ -30,7 +30,7 @@ use crate::ingest::registry::Registry;
 use crate::ingest::{IngestService, IngestShared, listener};
 use crate::journal::damage::LossReporter;
 use crate::journal::writer::{Writer, WriterError};
-use crate::journal::{Journal, JournalError, Opened, SinkCursors};
+use crate::journal::{FORGET_NOTHING, Journal, JournalError, Opened, SinkCursors};
 use crate::metrics::Metrics;
 use crate::observe::{ObserveService, ObserveShared};
 use crate::sink::parquet::{self, ParquetConfig, ParquetMetrics, ParquetSink, SinkError, TaskError};
@@ -319,15 +319,15 @@ impl Stores {
         });
         let registry = Registry::new(sequences);
         if let Some(reached) = parquet.as_ref().map(ParquetSink::next_position) {
-            let (next_position, states) = (journal.next_position(), registry.checkpoint(now_s));
+            let next_position = journal.next_position();
             if reached > next_position {
                 tracing::error!(
                     next_position,
                     reached,
                     "the journal lost records that Parquet has; it goes on after them"
                 );
+                journal.advance_to(reached, registry.checkpoint(FORGET_NOTHING))?;
             }
-            journal.advance_to(reached, states)?;
         }
         Ok(Self { journal, registry, cursors, parquet, recovery })
     }

@@ -61,17 +61,20 @@ impl LossReporter {
         (Self { shared: Arc::new(Shared { journal_id, cluster, node, path, reported, queue }) }, receiver)
     }
 
-    /// Reports damage that a sink met, once for all sinks. Returns whether it was new.
+    /// Reports records that a sink needed and that are damaged or gone, once for all sinks. Returns whether it was new.
     pub fn damaged(&self, error: &ReadError) -> bool {
-        let ReadError::Damaged { position, resume_at, path, offset, reason } = error else { return false };
+        let (position, resume_at) = match error {
+            ReadError::Damaged { position, resume_at, .. } => (position, resume_at),
+            ReadError::Removed { position, first } => (position, first),
+            _ => return false,
+        };
         let event_id = id::event_id(&self.shared.journal_id, *resume_at, SKIP_ROW);
         let mut reported = self.lock();
         if reported.journaled.contains(resume_at) || reported.queued.insert(event_id, *resume_at).is_some() {
             return false;
         }
         drop(reported);
-        let path = path.display();
-        tracing::error!(%path, offset, reason, position, resume_at, "journal records are damaged and lost to the sinks");
+        tracing::error!(%error, position, resume_at, "journal records are lost to the sinks");
         let now = clock::now_ns();
         let event = LossEvent {
             stage: LossStage::Journal.code(),

@@ -4,8 +4,10 @@
 //! Sinks and `observe` read by position through [`JournalReader`]; a sink says how far it is through [`SinkCursors`].
 //!
 //! Each segment opens with a checkpoint of all sequence state, and each record's header lists its batches; so the state
-//! is the last checkpoint and the headers after it, whatever happened to older segments.
+//! is the last checkpoint and the headers after it, whatever happened to older segments. One that can't be used is set
+//! aside ([`aside`]).
 
+mod aside;
 pub mod cursors;
 pub mod damage;
 pub mod reader;
@@ -16,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use prost::Message;
+use weir_common::file::{self, FileError};
 use weir_common::log::{Log, LogError, LogOptions, Recovery};
 use weir_proto::v1::{JournalCheckpoint, ShipperState};
 use weir_schema::SCHEMA_VERSION;
@@ -74,20 +77,17 @@ impl Journal {
             record_bytes_max: RECORD_BYTES_MAX,
             ..LogOptions::new(LOG_KIND, SCHEMA_VERSION)
         };
-        let (mut log, recovery) =
-            Log::open(&options.dir, log_options).map_err(JournalError::at("open", &options.dir))?;
+        let dir = options.dir.as_path();
+        let (mut log, recovery) = aside::open_log(dir, log_options).map_err(JournalError::at("open", dir))?;
+        let asides = aside::list(dir).map_err(JournalError::file("open", dir))?;
         let checkpoint = match log.checkpoint() {
             Some(bytes) => JournalCheckpoint::decode(bytes)
                 .map_err(|source| JournalError::Checkpoint { dir: options.dir.clone(), source })?,
-            None => {
-                let id = weir_common::id::random_id();
-                let checkpoint = checkpoint(id, log.next_position(), Vec::new());
-                log.roll(&checkpoint.encode_to_vec()).map_err(JournalError::at("begin", &options.dir))?;
-                checkpoint
-            }
+            None => begin(&mut log, dir, &asides)?,
         };
         let id = Id::try_from(checkpoint.journal_id.as_slice())
             .map_err(|_| JournalError::NoId { dir: options.dir.clone() })?;
+        remember_id(dir, id).map_err(JournalError::file("remember the id of", dir))?;
         let mut sequences = Sequences::restore(options.bounds, checkpoint.shippers);
         let state_from = checkpoint.next_position;
         recover(&log, &options.dir, &cursors, |position, header| {
@@ -97,8 +97,12 @@ impl Journal {
             }
         })?;
         let tail = Arc::new(Tail::new(log.next_position(), options.tail_bytes));
-        let journal =
+        let floor = aside::floor(&asides, log.next_position()).map_err(JournalError::file("open", dir))?;
+        let mut journal =
             Self { log, dir: options.dir.clone(), id, tail, cursors, budget_bytes: options.budget_bytes };
+        if floor > journal.next_position() {
+            journal.advance_to(floor, sequences.checkpoint(FORGET_NOTHING))?;
+        }
         Ok(Opened { journal, sequences, recovery })
     }
 
@@ -139,6 +143,34 @@ impl Journal {
     /// The position of the next record.
     pub fn next_position(&self) -> u64 {
         self.log.next_position()
+    }
+}
+
+/// The first checkpoint of a journal: of a new one, or of one whose segments are all set aside. That one keeps its id,
+/// and as much of its state as can still be read.
+fn begin(log: &mut Log, dir: &Path, asides: &[aside::Aside]) -> Result<JournalCheckpoint, JournalError> {
+    let kept = aside::checkpoint(asides, RECORD_BYTES_MAX).map_err(JournalError::file("begin", dir))?;
+    let (id, shippers) = match kept {
+        Some(kept) => (Id::try_from(kept.journal_id.as_slice()).ok(), kept.shippers),
+        None if asides.is_empty() => (None, Vec::new()),
+        None => (std::fs::read(dir.join(ID_FILE)).ok().and_then(|id| Id::try_from(id).ok()), Vec::new()),
+    };
+    let position = asides.last().map_or(log.next_position(), |last| last.first_position);
+    let checkpoint = checkpoint(id.unwrap_or_else(weir_common::id::random_id), position, shippers);
+    log.advance_to(position, &checkpoint.encode_to_vec()).map_err(JournalError::at("begin", dir))?;
+    Ok(checkpoint)
+}
+
+/// Keeps the id beside the segments, in case that their checkpoints are lost.
+fn remember_id(dir: &Path, id: Id) -> Result<(), FileError> {
+    let path = dir.join(ID_FILE);
+    if std::fs::read(&path).is_ok_and(|known| known == id) {
+        return Ok(());
+    }
+    match file::atomic_write(&path, &id) {
+        // The next start will do.
+        Err(error) if error.is_full() => Ok(()),
+        other => other,
     }
 }
 
@@ -226,12 +258,22 @@ impl JournalError {
         let dir = dir.to_owned();
         move |source| Self::Log { action, dir, source }
     }
+
+    fn file(action: &'static str, dir: &Path) -> impl FnOnce(FileError) -> Self {
+        let at = Self::at(action, dir);
+        move |source| at(source.into())
+    }
 }
 
 /// No legal group reaches it, under any configuration: one text may stand in the dictionaries of eight columns, so a group
 /// of `GROUP_BYTES_MAX`, or of one batch of 64 MiB, has 512 MiB of texts at most; 1.5 Mi rows (`journal.group_rows` and
 /// `ingest.rows_max` at their greatest) have 312 MiB of other columns.
 const RECORD_BYTES_MAX: u32 = 1 << 30;
+
+/// For a checkpoint at a start, while no shipper is connected and the clock may be wrong.
+pub const FORGET_NOTHING: i64 = i64::MIN;
+/// Holds the 16 bytes of the journal's id.
+const ID_FILE: &str = "journal-id";
 
 #[cfg(test)]
 mod tests;

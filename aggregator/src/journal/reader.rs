@@ -49,10 +49,18 @@ impl JournalReader {
             return Ok(Some(record));
         }
         let result = self.read_from_disk(position);
-        if let (Err(error), Some(reporter)) = (&result, &self.reporter) {
-            reporter.damaged(error);
+        // Records that were removed may be none that the sink was to have.
+        if let Err(error @ ReadError::Damaged { .. }) = &result {
+            self.report(error);
         }
         result.map(|record| Some(Arc::new(record)))
+    }
+
+    /// Reports records that a sink needed and that are damaged or gone: a row of kind=loss, once.
+    pub fn report(&self, error: &ReadError) {
+        if let Some(reporter) = &self.reporter {
+            reporter.damaged(error);
+        }
     }
 
     /// As `try_next`, but waits up to `timeout` for the record. For threads.

@@ -32,6 +32,8 @@ use crate::ingest::registry::{Registry, Seat};
 use crate::ingest::sequence::Verdict;
 use crate::metrics::Metrics;
 
+mod aside;
+
 const SINK: SinkSpec = SinkSpec { name: "test", required: true };
 
 /// An open journal with its writer's thread.
@@ -61,7 +63,7 @@ impl Bench {
         let cursors = SinkCursors::default();
         cursors.register(SINK);
         let Opened { journal, sequences, recovery } =
-            Journal::open(&options, cursors.clone(), i64::MAX).unwrap();
+            Journal::open(&options, cursors.clone(), clock::now_ns() / 1_000_000_000).unwrap();
         let registry = Registry::new(sequences);
         let (reporter, own) = LossReporter::new(journal.id(), "c", "a", dir.join("damage-reported"));
         let (queue, queued) = mpsc::channel(64);

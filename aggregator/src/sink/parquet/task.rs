@@ -126,6 +126,8 @@ impl Task {
             | Err(problem @ ReadError::Damaged { resume_at: next, .. })
                 if self.sink.due() < next =>
             {
+                // The segment of records that are gone was set aside at a start.
+                self.reader.report(&problem);
                 let text = chain(&problem);
                 error!(
                     error = text,

@@ -14,6 +14,7 @@ use weir_schema::SCHEMA_VERSION;
 
 use super::*;
 use crate::ingest::sequence::Bounds;
+use crate::journal::damage::LossReporter;
 use crate::journal::{Journal, JournalOptions, LOG_KIND, SinkCursors, SinkSpec, record};
 
 /// A journal with the records `1..next`, a segment for every two.
@@ -171,5 +172,33 @@ fn what_the_journal_lost_is_passed_over_and_recorded() {
     assert_eq!(skipped[0].first_position, 3, "{skipped:?}");
     assert!(skipped[0].reason.contains(segments[1].to_str().unwrap()), "{skipped:?}");
     assert_eq!(balance(&journal).0, kept.len() as u64 * rows);
+    assert!(verify(&data).unwrap().is_sound());
+}
+
+#[test]
+fn a_first_segment_that_is_set_aside_is_passed_over_and_recorded() {
+    let dir = TempDir::new().unwrap();
+    let synthetic = small();
+    let folder = dir.path().join("journal");
+    let (journal, segments) = journal(&folder, &synthetic, 6);
+    drop(journal);
+    let data = dir.path().join("data");
+    let mut sink = ParquetSink::open(config(&data), JOURNAL).unwrap().0;
+    sink.write(&synthetic.record(1), Instant::now()).unwrap();
+    sink.cut(Reason::Request, NOW_US).unwrap();
+    fs::OpenOptions::new().write(true).open(&segments[0]).unwrap().write_all(b"damage").unwrap();
+
+    let journal = open_journal(&folder);
+    assert_eq!((journal.first_position(), journal.next_position()), (3, 6));
+    let (reporter, mut losses) = LossReporter::new(JOURNAL, "c", "n", folder.join("damage-reported"));
+    let metrics = ParquetMetrics::register(&mut Registry::default());
+    let (reader, end) = (journal.reader().reporting_to(reporter), CancellationToken::new());
+    end.cancel();
+    run(sink, reader, journal.cursors().clone(), metrics, watch::channel(None).0, end).unwrap();
+    let found = ids(&data);
+    let kept: Vec<u64> =
+        (1..6).filter(|position| found.contains_key(&synthetic_event_id(*position, 0))).collect();
+    assert_eq!(kept, [1, 3, 4, 5]);
+    assert!(losses.try_recv().is_ok() && losses.try_recv().is_err(), "one row says so");
     assert!(verify(&data).unwrap().is_sound());
 }
