@@ -200,7 +200,8 @@ values! {
         Corrupt = 3 => "corrupt",
         /// The shipper was bound to another aggregator by command: events may be doubled, none is known lost.
         Rebind = 4 => "rebind",
-        /// A bounded kernel map or buffer was full.
+        /// A bounded kernel map was full: `count` is how often a socket, flow or cgroup could not be noted. Their packets
+        /// are counted, without owner, opening or path.
         MapFull = 5 => "map_full",
         /// The sink refused the event.
         Rejected = 6 => "rejected",

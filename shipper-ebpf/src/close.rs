@@ -2,7 +2,8 @@
 
 use weir_shipper_ebpf::{
     EGRESS, END_ABORTED, END_CLOSED, END_FAILED, END_RESET, END_TIMED_OUT, ERROR_ABORTED, ERROR_NO_NEIGHBOUR,
-    ERROR_REFUSED, ERROR_TIMED_OUT, ROLE_LISTENER, RST_RECEIVED, RST_SENT, Sock, VANTAGE_SOCKET, class,
+    ERROR_REFUSED, ERROR_TIMED_OUT, ERROR_UNREACHABLE, ROLE_LISTENER, RST_RECEIVED, RST_SENT, Sock,
+    VANTAGE_SOCKET, class,
 };
 
 use crate::{
@@ -16,6 +17,16 @@ pub const SYN_SENT: u32 = 2;
 pub const FIN_WAIT1: u32 = 4;
 pub const CLOSE: u32 = 7;
 pub const CLOSE_WAIT: u32 = 8;
+
+// include/uapi/asm-generic/errno.h; what ICMP is turned into: net/ipv4/icmp.c, net/ipv6/icmp.c.
+const EACCES: u32 = 13;
+const ENONET: u32 = 64;
+const ENOPROTOOPT: u32 = 92;
+const ENETUNREACH: u32 = 101;
+const ETIMEDOUT: u32 = 110;
+const ECONNREFUSED: u32 = 111;
+const EHOSTDOWN: u32 = 112;
+const EHOSTUNREACH: u32 = 113;
 
 /// Writes the end into the socket's entry and into the interval's flow, with an entry of no packets if need be: so
 /// the end is drained even when the connection's last packet was drained before.
@@ -55,6 +66,31 @@ pub fn closed(sock: *mut Sock, old: u32, now: u64) {
                 (*entry).first_ns = now;
             }
             (*entry).last_ns = now;
+        }
+    }
+}
+
+/// Says with the kernel's own error why a connection never came about. ICMP is seen in no other way. A next hop without
+/// a link address makes the kernel send itself ICMP: that is known already.
+#[inline(always)]
+pub fn explained(sock: *mut Sock, errno: u32) {
+    let error = match errno {
+        ECONNREFUSED => ERROR_REFUSED,
+        ETIMEDOUT => ERROR_TIMED_OUT,
+        EACCES | ENONET | ENOPROTOOPT | ENETUNREACH | EHOSTDOWN | EHOSTUNREACH => ERROR_UNREACHABLE,
+        _ => return,
+    };
+    // SAFETY: the pointers are into maps.
+    unsafe {
+        if (*sock).end != END_FAILED || (*sock).error == ERROR_NO_NEIGHBOUR {
+            return;
+        }
+        (*sock).error = error;
+        let key = (*sock).key;
+        if let Some(entry) = flow(interval(), &key)
+            && (*entry).end == END_FAILED
+        {
+            (*entry).error = error;
         }
     }
 }

@@ -139,6 +139,8 @@ pub const ERROR_TIMED_OUT: u32 = 2;
 pub const ERROR_NO_NEIGHBOUR: u32 = 3;
 /// The local side gave up first.
 pub const ERROR_ABORTED: u32 = 4;
+/// ICMP answered the SYN.
+pub const ERROR_UNREACHABLE: u32 = 5;
 
 /// `Sock::role`: seen for the first time in mid-connection.
 pub const ROLE_UNKNOWN: u32 = 0;
@@ -260,6 +262,10 @@ pub const COUNTER_RAW_COPIES: u32 = 5;
 pub const COUNTER_TAIL_CALL_FAILED: u32 = 6;
 /// The map `INTERVAL` had no entry; cannot happen.
 pub const COUNTER_NO_INTERVAL: u32 = 7;
+/// Slots of the shipper: what it has reported of the counter with this number less, and what it read last.
+pub const COUNTER_REPORTED: u32 = 16;
+/// See [`COUNTER_REPORTED`].
+pub const COUNTER_SEEN: u32 = 24;
 /// Entries of the map `COUNTERS`.
 pub const COUNTER_ENTRIES: u32 = 32;
 

@@ -75,6 +75,10 @@ pub static OFF_SKB_NETWORK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static OFF_SK_STATE: Global<u32> = Global::new(0);
 
+/// Offset of `sock.sk_err`, 0 where it is not known.
+#[unsafe(no_mangle)]
+pub static OFF_SK_ERR: Global<u32> = Global::new(0);
+
 // What new entries start as. In .rodata, because 184 bytes are a third of a program's stack.
 static FLOW_ZERO: FlowValue = FlowValue::ZERO;
 static SOCK_ZERO: Sock = Sock::ZERO;

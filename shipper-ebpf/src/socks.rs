@@ -10,19 +10,20 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SockOpsContext},
 };
 use weir_shipper_ebpf::{
-    COUNTER_TAIL_CALL_FAILED, FlowKey, INGRESS, ROLE_CLIENT, ROLE_LISTENER, ROLE_SERVER, Sock,
+    COUNTER_TAIL_CALL_FAILED, EGRESS, FlowKey, INGRESS, ROLE_CLIENT, ROLE_LISTENER, ROLE_SERVER, Sock,
     VANTAGE_SOCKET, class,
 };
 
 use crate::{
     atomic::{add32, take32},
-    close::{CLOSE, closed},
+    close::{CLOSE, SYN_SENT, closed, explained},
     maps::{
-        HAS_SOCKOPS_CURRENT, HAS_SOCKOPS_NETNS, PROG_STATE, SOCKS, count, flow, flow_new, interval, opened,
-        sock,
+        HAS_SOCKOPS_CURRENT, HAS_SOCKOPS_NETNS, OFF_SK_ERR, PROG_STATE, SOCKS, count, flow, flow_new,
+        interval, opened, sock,
     },
     owner,
     parse::TCP,
+    timewait::read,
 };
 
 // include/uapi/linux/bpf.h, enum bpf_sock_ops_op.
@@ -77,7 +78,7 @@ pub fn sock_events(ctx: SockOpsContext) -> u32 {
 #[inline(always)]
 fn connect(ctx: &SockOpsContext, cookie: u64, now: u64) {
     let _unsupported = ctx.set_cb_flags(CALLBACKS);
-    let Some((sock, _)) = sock(cookie) else { return };
+    let Some((sock, _)) = sock(cookie) else { return unnamed(EGRESS) };
     begin(ctx, sock, cookie, ROLE_CLIENT, now);
     // SAFETY: the pointer is into the map.
     unsafe {
@@ -92,7 +93,7 @@ fn connect(ctx: &SockOpsContext, cookie: u64, now: u64) {
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext, cookie: u64, now: u64) {
     let _unsupported = ctx.set_cb_flags(CALLBACKS);
-    let Some((sock, _)) = sock(cookie) else { return };
+    let Some((sock, _)) = sock(cookie) else { return unnamed(INGRESS) };
     begin(ctx, sock, cookie, ROLE_SERVER, now);
     let interval = interval();
     // SAFETY: the pointers are into maps.
@@ -113,6 +114,12 @@ fn accepted(ctx: &SockOpsContext, cookie: u64, now: u64) {
             (*entry).state = 1;
         }
     }
+}
+
+/// Counts a connection whose socket does not fit: nothing else would know that it is one.
+#[inline(always)]
+fn unnamed(direction: u32) {
+    opened(interval(), None, VANTAGE_SOCKET, class(TCP), direction, 1);
 }
 
 #[inline(always)]
@@ -209,6 +216,13 @@ pub fn state(ctx: BtfTracePointContext) -> i32 {
     let (cookie, now) = unsafe { (bpf_get_socket_cookie(sk as *mut c_void), bpf_ktime_get_boot_ns()) };
     if let Some(sock) = SOCKS.get_ptr_mut(cookie) {
         closed(sock, old as u32, now);
+        // `sock_ops` was told first, but not why.
+        if old as u32 == SYN_SENT && OFF_SK_ERR.load() != 0 {
+            // SAFETY: a read of kernel memory by a helper that fails where there is none.
+            if let Ok(errno) = unsafe { read::<u32>(sk, OFF_SK_ERR.load()) } {
+                explained(sock, errno);
+            }
+        }
     }
     0
 }

@@ -100,8 +100,9 @@ fn late(skb: *const u8, sk: *const u8) -> Result<(), i32> {
     Ok(())
 }
 
+/// Reads kernel memory; fails where there is none.
 #[inline(always)]
-unsafe fn read<T>(base: *const u8, offset: u32) -> Result<T, i32> {
+pub unsafe fn read<T>(base: *const u8, offset: u32) -> Result<T, i32> {
     // SAFETY: as in `late`.
     unsafe { bpf_probe_read_kernel(base.add(offset as usize).cast::<T>()) }
 }

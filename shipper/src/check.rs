@@ -104,6 +104,12 @@ pub fn report(config: &CaptureConfig) -> CheckReport {
         "sk_buff or sock_common is not in the kernel's BTF",
         "packets that meet a socket in TIME_WAIT are not counted",
     );
+    line(
+        "offset of a socket's error",
+        features.sk_err.is_some(),
+        "sock is not in the kernel's BTF",
+        "connect_error is never unreachable: connections that ICMP refused are called aborted or timed_out",
+    );
     match load(&features, config) {
         Ok(statuses) => lines.extend(statuses.into_iter().map(Feature::from)),
         Err(error) => lines.push(Feature {

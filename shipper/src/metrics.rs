@@ -79,8 +79,18 @@ pub const METRICS: &[Metric] = &[
     counter("weir_shipper_disconnects", "reason", "Streams that ended or could not be opened, by reason"),
     counter("weir_shipper_epochs", "reason", "New epochs, by reason"),
     counter("weir_shipper_disk_full", "", "Appends that were put off because the disk was full"),
+    counter(
+        "weir_shipper_kernel_map_full",
+        "map",
+        "What a kernel map could not take, since the maps were made: packets of flows (they are in overflow records), \
+         attempts to note sockets, flows without connection (meta) and cgroups",
+    ),
     counter("weir_shipper_clock_steps", "", "Steps of the wall clock of over half a second"),
 ];
+
+/// Kernel maps that can be full, by the name of the programs' counter.
+const KERNEL_MAPS: [(&str, &str); 4] =
+    [("flows_full", "flows"), ("socks_full", "sockets"), ("meta_full", "meta"), ("cgroups_full", "cgroups")];
 
 /// A family with one label.
 pub type ByLabel = Family<[(&'static str, &'static str); 1], Counter>;
@@ -116,6 +126,7 @@ pub struct Metrics {
     pub disconnects: ByLabel,
     pub epochs: ByLabel,
     pub disk_full: Counter,
+    pub kernel_map_full: ByLabel,
     pub clock_steps: Counter,
 }
 
@@ -150,6 +161,7 @@ impl Metrics {
             disconnects,
             epochs,
             disk_full,
+            kernel_map_full,
             clock_steps,
         } = self.clone();
         let mut put = |name: &str, metric: Registered| {
@@ -188,6 +200,7 @@ impl Metrics {
         put("disconnects", Registered::Family(disconnects));
         put("epochs", Registered::Family(epochs));
         put("disk_full", Registered::Counter(disk_full));
+        put("kernel_map_full", Registered::Family(kernel_map_full));
         put("clock_steps", Registered::Counter(clock_steps));
     }
 
@@ -206,6 +219,15 @@ impl Metrics {
         self.journaled_events.inc_by(events);
         self.journaled_batches.inc_by(batches);
         self.journaled_bytes.inc_by(bytes);
+    }
+
+    /// Takes over the programs' counters of full maps.
+    pub(crate) fn kernel(&self, counters: &[(&'static str, u64)]) {
+        for (name, map) in KERNEL_MAPS {
+            let total = counters.iter().find(|(counter, _)| *counter == name).map_or(0, |(_, total)| *total);
+            let counter = self.kernel_map_full.get_or_create(&[("map", map)]);
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
     }
 
     /// Sets what waits in the spool.
@@ -244,6 +266,9 @@ mod tests {
         for family in [&metrics.disconnects, &metrics.epochs] {
             family.get_or_create(&[("reason", "any")]).inc();
         }
+        for total in [4, 9] {
+            metrics.kernel(&[("socks_full", total), ("parse_failed", 3)]);
+        }
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         let mut text = String::new();
@@ -254,6 +279,8 @@ mod tests {
         }
         assert_eq!(text.matches("# TYPE").count(), METRICS.len());
         assert!(text.contains("weir_shipper_dropped_events_total{reason=\"budget\"} 2\n"), "{text}");
+        assert!(text.contains("weir_shipper_kernel_map_full_total{map=\"sockets\"} 9\n"), "{text}");
+        assert!(text.contains("weir_shipper_kernel_map_full_total{map=\"meta\"} 0\n"), "{text}");
         assert_eq!(metrics.dropped_events_sum(), 2);
     }
 }

@@ -286,12 +286,15 @@ fn end_reason(key: &FlowKey, value: &FlowValue, sock: Option<&Sock>, ended_ns: u
 }
 
 fn connect_error(error: u32) -> Option<ConnectError> {
-    use weir_shipper_ebpf::{ERROR_ABORTED, ERROR_NO_NEIGHBOUR, ERROR_REFUSED, ERROR_TIMED_OUT};
+    use weir_shipper_ebpf::{
+        ERROR_ABORTED, ERROR_NO_NEIGHBOUR, ERROR_REFUSED, ERROR_TIMED_OUT, ERROR_UNREACHABLE,
+    };
     match error {
         ERROR_REFUSED => Some(ConnectError::Refused),
         ERROR_TIMED_OUT => Some(ConnectError::TimedOut),
         ERROR_NO_NEIGHBOUR => Some(ConnectError::NoNeighbour),
         ERROR_ABORTED => Some(ConnectError::Aborted),
+        ERROR_UNREACHABLE => Some(ConnectError::Unreachable),
         _ => None,
     }
 }

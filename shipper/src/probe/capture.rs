@@ -12,6 +12,7 @@ use std::{
 };
 
 use aya::Btf;
+use weir_schema::values::{LossReason, LossStage};
 use weir_shipper_ebpf::{CLASSES, EGRESS, INGRESS, LAYOUT, Total, VANTAGE_SOCKET, total_index};
 
 use super::{
@@ -192,7 +193,8 @@ impl Capture {
         let (began_ns, ended_ns) = (self.maps.began(interval)?, self.maps.began(interval + 1)?);
         let records =
             self.builder.build(Interval { number: interval, began_ns, ended_ns, flows, overflow, socks });
-        Ok(Drained { records, losses: Vec::new(), totals })
+        let losses = self.losses(began_ns, ended_ns)?;
+        Ok(Drained { records, losses, totals })
     }
 
     /// Empties the frozen interval, forgets what has ended, and begins the next one. Only for an interval that is
@@ -204,6 +206,7 @@ impl Capture {
         self.settle(interval)?;
         self.maps.clear(interval)?;
         self.maps.prune(self.maps.began(interval)?, self.maps.began(interval + 1)?, self.idle)?;
+        self.maps.reported()?;
         self.maps.begin(interval + 2)
     }
 
@@ -227,6 +230,24 @@ impl Capture {
             return Err(CaptureError::NotFrozen { asked: interval, frozen });
         }
         sys::wait_for_programs().map_err(CaptureError::Membarrier)
+    }
+
+    /// What sockets, flows without connection and cgroups could not be noted: their packets are counted, but have no
+    /// owner, no opening or no path.
+    fn losses(&self, began_ns: u64, ended_ns: u64) -> Result<Vec<LossRecord>, CaptureError> {
+        let refused = self.maps.refused()?;
+        if refused == 0 {
+            return Ok(Vec::new());
+        }
+        let unix_ns = |boot_ns| self.builder.clock.unix_ns(boot_ns);
+        Ok(vec![LossRecord {
+            stage: LossStage::Capture,
+            reason: LossReason::MapFull,
+            count: Some(refused),
+            bytes: Some(0),
+            first_ns: unix_ns(began_ns),
+            last_ns: unix_ns(ended_ns),
+        }])
     }
 
     fn totals(&self, interval: u64) -> Result<(Totals, Vec<OverflowCell>), CaptureError> {

@@ -24,6 +24,8 @@ pub(crate) struct KernelFeatures {
     pub cgroup_offsets: Option<CgroupOffsets>,
     /// Where to find the headers of a packet that is freed, and the state of its socket.
     pub packet_offsets: Option<PacketOffsets>,
+    /// Where to find a socket's error: `sock.sk_err`.
+    pub sk_err: Option<u32>,
 }
 
 /// Byte offsets for `cgroups.rs` of the kernel programs.
@@ -59,6 +61,7 @@ impl KernelFeatures {
                 && helper(BpfHelper::BPF_FUNC_get_current_cgroup_id),
             cgroup_offsets: types.as_ref().and_then(CgroupOffsets::find),
             packet_offsets: types.as_ref().and_then(PacketOffsets::find),
+            sk_err: types.as_ref().and_then(|types| types.offset("sock", "sk_err")),
         }
     }
 }

@@ -12,11 +12,15 @@ use aya::{
     util::nr_cpus,
 };
 use weir_shipper_ebpf::{
-    COUNTER_NAMES, CgroupPath, FlowKey, FlowValue, INTERVAL_BEGAN, INTERVAL_NONCE, INTERVAL_NOW, Meta, Sock,
-    TOTAL_ENTRIES, Total,
+    COUNTER_CGROUPS_FULL, COUNTER_META_FULL, COUNTER_NAMES, COUNTER_REPORTED, COUNTER_SEEN,
+    COUNTER_SOCKS_FULL, CgroupPath, FlowKey, FlowValue, INTERVAL_BEGAN, INTERVAL_NONCE, INTERVAL_NOW, Meta,
+    Sock, TOTAL_ENTRIES, Total,
 };
 
 use super::{CaptureError, pins::Pins, sys};
+
+/// Counters of what maps could not take. Not of `FLOWS`: the overflow records have that.
+const REFUSALS: [u32; 3] = [COUNTER_SOCKS_FULL, COUNTER_META_FULL, COUNTER_CGROUPS_FULL];
 
 /// Name, type, key size and value size of every map that the shipper touches.
 const MAPS: &[(&str, MapType, u32, u32)] = &[
@@ -209,11 +213,40 @@ impl Maps {
     pub(crate) fn counters(&self) -> Result<Vec<(&'static str, u64)>, CaptureError> {
         let mut out = Vec::with_capacity(COUNTER_NAMES.len());
         for (index, name) in (0_u32..).zip(COUNTER_NAMES) {
-            let value =
-                sys::lookup(self.counters.as_fd(), &index).map_err(CaptureError::map("read", "COUNTERS"))?;
-            out.push((name, value));
+            out.push((name, self.counter(index)?));
         }
         Ok(out)
+    }
+
+    /// What maps could not take since the shipper last said so, and that it is about to say it: after
+    /// [`Maps::reported`] it counts as said. A death in between neither repeats nor forgets it.
+    pub(crate) fn refused(&self) -> Result<u64, CaptureError> {
+        let mut sum = 0;
+        for counter in REFUSALS {
+            let seen = self.counter(counter)?;
+            self.write_counter(COUNTER_SEEN + counter, seen)?;
+            sum += seen.saturating_sub(self.counter(COUNTER_REPORTED + counter)?);
+        }
+        Ok(sum)
+    }
+
+    /// Notes that what [`Maps::refused`] gave last was said.
+    pub(crate) fn reported(&self) -> Result<(), CaptureError> {
+        for counter in REFUSALS {
+            let seen = self.counter(COUNTER_SEEN + counter)?;
+            if seen > self.counter(COUNTER_REPORTED + counter)? {
+                self.write_counter(COUNTER_REPORTED + counter, seen)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn counter(&self, slot: u32) -> Result<u64, CaptureError> {
+        sys::lookup(self.counters.as_fd(), &slot).map_err(CaptureError::map("read", "COUNTERS"))
+    }
+
+    fn write_counter(&self, slot: u32, value: u64) -> Result<(), CaptureError> {
+        sys::update(self.counters.as_fd(), &slot, &value, 0).map_err(CaptureError::map("write", "COUNTERS"))
     }
 
     fn sum(&self, map: &OwnedFd, name: &'static str, index: u32) -> Result<Total, CaptureError> {

@@ -195,6 +195,9 @@ impl Drain {
         if self.append(key, &batches, stop)? == Wait::Stopped {
             return Ok(Wait::Stopped);
         }
+        if let Source::Capture(capture) = &self.source {
+            self.metrics.kernel(&capture.counters()?);
+        }
         self.metrics.intervals.inc();
         self.metrics.captured_events.inc_by(batches.iter().map(|batch| u64::from(batch.events)).sum());
         self.metrics.captured_packets.inc_by(read.packets);
@@ -309,5 +312,51 @@ impl ClockWatch {
             tracing::warn!(step_ms = step / 1_000_000, "the wall clock was stepped");
         }
         stepped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::SpoolOptions;
+
+    #[test]
+    fn what_came_before_another_source_is_lost_by_reboot_or_unload() {
+        let dir = tempfile::tempdir().unwrap();
+        let metrics = Metrics::default();
+        let options =
+            SpoolOptions { dir: dir.path().join("spool"), bytes_max: 1 << 20, segment_bytes: 1 << 16 };
+        let mut spool = Spool::open(options, metrics.clone()).unwrap();
+        let (boot, interval) = ([1, 2, 3, 4], 7);
+        let source = |boot: [u8; 4], maps: u8| {
+            let mut id = [maps; 16];
+            id[..4].copy_from_slice(&boot);
+            id
+        };
+        spool.append(CaptureKey { source: source(boot, 1), interval }, &[]).unwrap();
+        let state = dir.path().join("generator");
+        let options = GeneratorOptions {
+            seed: 1,
+            events: 0,
+            interval_events: 1,
+            rate: 0,
+            state,
+            start_ns: 0,
+            step_ns: 1,
+            stay: false,
+        };
+        let source_of = Source::Generator(Generator::open(options).unwrap());
+        let (interval_time, health) = (Duration::from_secs(1), Health::default());
+        let drain =
+            Drain { source: source_of, spool, interval: interval_time, body_bytes: 1024, metrics, health };
+        let reason = |source, interval| {
+            let loss = drain.gap(CaptureKey { source, interval });
+            loss.map(|loss| (loss.stage, loss.reason, loss.count))
+        };
+        assert_eq!(reason(source(boot, 1), interval + 1), None);
+        let spool_lost = Some((LossStage::Spool, LossReason::Corrupt, None));
+        assert_eq!(reason(source(boot, 1), interval + 2), spool_lost);
+        assert_eq!(reason(source(boot, 2), 0), Some((LossStage::Capture, LossReason::Unloaded, None)));
+        assert_eq!(reason(source([9; 4], 2), 0), Some((LossStage::Capture, LossReason::Reboot, None)));
     }
 }

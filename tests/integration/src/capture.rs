@@ -5,7 +5,7 @@ use std::time::Duration;
 use weir_schema::values::{Orientation, Reporter};
 use weir_shipper::{
     check,
-    flow::FlowRecord,
+    flow::{FlowRecord, LossRecord},
     probe::{Capture, CaptureConfig},
 };
 
@@ -18,6 +18,8 @@ pub struct TestCapture {
     capture: Option<Capture>,
     /// Every record drained so far.
     pub records: Vec<FlowRecord>,
+    /// Every loss drained so far.
+    pub losses: Vec<LossRecord>,
     /// Sum of the independent totals so far.
     pub total: Bytes,
 }
@@ -40,7 +42,13 @@ impl TestCapture {
         for program in capture.programs() {
             assert_eq!(program.problem, None, "program {}", program.name);
         }
-        Self { config, capture: Some(capture), records: Vec::new(), total: Bytes::default() }
+        Self {
+            config,
+            capture: Some(capture),
+            records: Vec::new(),
+            losses: Vec::new(),
+            total: Bytes::default(),
+        }
     }
 
     /// How this capture was opened.
@@ -74,6 +82,7 @@ impl TestCapture {
             "records equal the independent totals in every interval"
         );
         self.records.extend(drained.records);
+        self.losses.extend(drained.losses);
         capture.release(interval).expect("release interval");
     }
 

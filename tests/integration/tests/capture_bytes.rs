@@ -7,7 +7,7 @@ use weir_integration_tests::{
     scale::scale,
     traffic::Traffic,
 };
-use weir_schema::values::Reporter;
+use weir_schema::values::{LossReason, Reporter};
 
 const TRAFFIC: &str = env!("CARGO_BIN_EXE_traffic");
 const TCP: u8 = 6;
@@ -320,6 +320,35 @@ fn more_flows_than_the_map_holds_reconcile_through_the_overflow() {
     assert_eq!(capture.total.packets, all.iter().map(|counted| counted.packets).sum::<u64>());
     assert_eq!(opened_of(capture.records.iter()), 1200, "each side opened 600, in flows or in the overflow");
     assert!(capture.counter("flows_full") > 0, "the map was full");
+    pair.capture.finish();
+}
+
+#[test]
+fn more_sockets_than_the_map_holds_are_counted_and_said() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let mut pair = Pair::linked(false);
+    let pods = Cgroup::new();
+    let (client_pod, server_pod) = (pods.child("client"), pods.child("server"));
+    let mut capture = TestCapture::with(&pods, |config| config.socket_entries = 100);
+    let _server = Traffic::server(TRAFFIC, &server_pod, &pair.server, "serve-tcp 10.9.0.2:81 1");
+    let client = Traffic::start(TRAFFIC, &client_pod, &pair.client, "connect-tcp 10.9.0.2:81 300 200 1000 4");
+    client.wait(TRAFFIC_MAX, || {});
+    capture.finish();
+    assert_eq!(opened_of(capture.records.iter()), 600, "each side opened 300, with or without a socket");
+    let said = |capture: &TestCapture| -> u64 {
+        assert!(capture.losses.iter().all(|loss| loss.reason == LossReason::MapFull), "{:?}", capture.losses);
+        capture.losses.iter().filter_map(|loss| loss.count).sum()
+    };
+    let full = capture.counter("socks_full");
+    assert!(full > 0, "the map was full");
+    assert_eq!(said(&capture), full + capture.counter("meta_full") + capture.counter("cgroups_full"));
+    // Said once, whoever drains.
+    let before = said(&capture);
+    capture.reopen();
+    capture.finish();
+    assert_eq!(said(&capture), before + (capture.counter("socks_full") - full));
     pair.capture.finish();
 }
 

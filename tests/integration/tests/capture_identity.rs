@@ -142,7 +142,9 @@ fn failures_have_their_reason() {
     let (client, server) = hosts();
     client.sysctl("net.ipv4.tcp_syn_retries", "1");
     server.nft(
-        "table inet dropping {\nchain i {\ntype filter hook input priority 0\ntcp dport 81 drop\n}\n}\n",
+        "table inet dropping {\nchain i {\ntype filter hook input priority 0\ntcp dport 81 drop\n\
+         tcp dport 84 reject with icmp type host-unreachable\n\
+         tcp dport 85 reject with icmp type port-unreachable\n}\n}\n",
     );
     let pods = Cgroup::new();
     let (client_pod, server_pod) = (pods.child("client"), pods.child("server"));
@@ -153,6 +155,8 @@ fn failures_have_their_reason() {
         ("try-tcp 10.9.0.2:81 0", "TimedOut", 81, ConnectError::TimedOut),
         ("try-tcp 10.9.0.9:82 0", "", 82, ConnectError::NoNeighbour),
         ("try-tcp 10.9.0.8:83 50", "TimedOut", 83, ConnectError::Aborted),
+        ("try-tcp 10.9.0.2:84 0", "HostUnreachable", 84, ConnectError::Unreachable),
+        ("try-tcp 10.9.0.2:85 0", "ConnectionRefused", 85, ConnectError::Refused),
     ];
     let mut trying: Vec<Traffic> =
         tries.iter().map(|(line, ..)| Traffic::start(TRAFFIC, &client_pod, &client, line)).collect();

@@ -172,6 +172,7 @@ fn shipper_registry() -> Registry {
     for family in [dropped_events, dropped_batches, dropped_bytes, disconnects, epochs] {
         drop(family.get_or_create(&[("reason", "any")]));
     }
+    drop(metrics.kernel_map_full.get_or_create(&[("map", "any")]));
     registry
 }
 
