@@ -515,7 +515,7 @@ fn columns() -> Vec<Lie> {
         ("flow_id_low", |f| f.flow_id_low.truncate(1), "flow_id_low has 1 values for 2 rows"),
         ("record_seq", |f| f.record_seq = vec![1], "record_seq has 1 values for 2 rows"),
         ("too long", |f| f.record_seq = vec![1; 3], "elements of a column: 3"),
-        ("opened", |f| f.opened.truncate(1), "opened has 1 values for 2 rows"),
+        ("opened", |f| f.opened = vec![1], "opened has 1 values for 2 rows"),
         ("reporter", |f| f.reporter = vec![1, 9], "reporter is 9 in row 1"),
         ("no reporter", |f| f.reporter.clear(), "reporter is 0 in row 0"),
         ("vantage", |f| f.vantage = vec![0, 1], "vantage is 0 in row 0"),
