@@ -61,16 +61,6 @@ pub fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Bytes that an unprivileged process may still write on the file system of a path.
-pub fn disk_free(path: &Path) -> Result<u64, FileError> {
-    let stat = rustix::fs::statvfs(path).map_err(|errno| FileError {
-        operation: "query file system of",
-        path: path.to_owned(),
-        source: errno.into(),
-    })?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

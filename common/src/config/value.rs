@@ -75,8 +75,7 @@ fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 }
 
 pub(super) fn size_text(bytes: u64) -> String {
-    let unit = SIZES.iter().rev().find(|(_, scale)| bytes != 0 && bytes.is_multiple_of(*scale) && *scale > 1);
-    let unit = SIZES[..4].iter().rev().find(|(_, scale)| bytes != 0 && bytes.is_multiple_of(*scale)).or(unit);
+    let unit = SIZES[..4].iter().rev().find(|(_, scale)| bytes != 0 && bytes.is_multiple_of(*scale));
     unit.map_or_else(|| format!("{bytes}B"), |(unit, scale)| format!("{}{unit}", bytes / scale))
 }
 

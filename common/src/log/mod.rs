@@ -18,7 +18,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 
-pub use reader::{LogCursor, LogReader};
+pub use reader::LogReader;
 pub use writer::Log;
 
 use crate::file::{FileError, is_full};

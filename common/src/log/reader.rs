@@ -42,11 +42,6 @@ impl LogReader {
         }
     }
 
-    /// Reads on from a position.
-    pub fn cursor(&self, from: u64) -> LogCursor {
-        LogCursor { reader: self.clone(), position: from }
-    }
-
     /// One past the last durable position.
     pub fn durable_position(&self) -> u64 {
         self.shared.durable.load(Ordering::Acquire)
@@ -55,37 +50,6 @@ impl LogReader {
     /// The first position that is still on disk; the durable position when there is none.
     pub fn first_position(&self) -> u64 {
         self.shared.first_position().unwrap_or_else(|| self.durable_position())
-    }
-}
-
-/// A place in a log that moves on with every record read.
-#[derive(Clone, Debug)]
-pub struct LogCursor {
-    reader: LogReader,
-    position: u64,
-}
-
-impl LogCursor {
-    /// The next record with its position; `None` when there is none yet. After [`LogError::Damaged`] go on with
-    /// [`LogCursor::skip_to`] its `resume_at`: the cursor never passes over anything by itself.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "an Iterator would end at the first None; this goes on"
-    )]
-    pub fn next(&mut self) -> Result<Option<(u64, Vec<u8>)>, LogError> {
-        let Some(payload) = self.reader.read(self.position)? else { return Ok(None) };
-        self.position += 1;
-        Ok(Some((self.position - 1, payload)))
-    }
-
-    /// The position that is read next.
-    pub fn position(&self) -> u64 {
-        self.position
-    }
-
-    /// Goes on at another position.
-    pub fn skip_to(&mut self, position: u64) {
-        self.position = position;
     }
 }
 
