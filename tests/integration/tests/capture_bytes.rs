@@ -71,6 +71,7 @@ impl Pair {
             let records = self.capture.side(reporter).filter(|record| record.protocol == protocol);
             assert_eq!(opened_of(records), opened, "connections opened, by the {reporter}'s report");
         }
+        println!("SOAK bytes, {name}: nftables and both reports say {wire:?}; {opened} opened");
     }
 }
 
