@@ -108,6 +108,7 @@ impl Run {
             spool,
             interval: config.interval,
             body_bytes: config.body_bytes,
+            unload: config.unload_on_exit,
             metrics: metrics.clone(),
             health: health.clone(),
         };

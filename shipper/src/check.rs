@@ -1,4 +1,4 @@
-//! `weir-shipper check` and `unload`: what this kernel gives, what is missing, why, and what that costs.
+//! `weir-shipper check` and `unload --discard`: what this kernel gives, what is missing, why, and what that costs.
 //!
 //! Loads every program and attaches none. Called by the binary.
 
@@ -154,7 +154,8 @@ impl From<ProgramStatus> for Feature {
     }
 }
 
-/// Detaches the programs and removes every map and link of every layout. Returns how many pins went.
+/// Detaches the programs and removes every map and link of every layout, with what they counted: [`crate::unload`] loses
+/// nothing. Returns how many pins went.
 ///
 /// # Errors
 /// When a shipper is running, or a pin cannot be removed.

@@ -13,7 +13,7 @@ use weir_common::{exit, logging};
 use crate::app::{Outcome, Run, RunError, SourceOptions};
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::{check, rebind};
+use crate::{check, rebind, unload};
 
 /// Captures this node's flows, keeps them on disk, and sends them to an aggregator.
 #[derive(Debug, Parser)]
@@ -60,8 +60,13 @@ enum Command {
     Run,
     /// Say what this kernel gives, what is missing, why, and what that costs.
     Check,
-    /// Remove the programs and maps that stay in the kernel; what they counted last is lost.
-    Unload,
+    /// Remove the programs and maps that stay in the kernel, once what they counted is in the spool. The shipper must
+    /// not run.
+    Unload {
+        /// Remove those of every version, and lose what they counted since a shipper drained them.
+        #[arg(long)]
+        discard: bool,
+    },
     /// Bind the spool to another journal, when the one before is lost. The shipper must not run.
     Rebind(Rebind),
 }
@@ -100,7 +105,7 @@ pub fn main() -> ExitCode {
     exit::code(match command.unwrap_or(Command::Run) {
         Command::Run => run(config, common.ready_file),
         Command::Check => check(&config),
-        Command::Unload => unload(&config),
+        Command::Unload { discard } => unload(config, discard),
         Command::Rebind(arguments) => bind(config, &arguments),
     })
 }
@@ -157,19 +162,19 @@ fn check(config: &Config) -> u8 {
     if report.capture_possible() { exit::OK } else { exit::UNAVAILABLE }
 }
 
-fn unload(config: &Config) -> u8 {
-    match check::unload(&config.capture) {
-        Ok(count) => {
-            println!("removed {count} pins from {}", config.capture.pin_directory.display());
-            if count != 0 {
-                println!(
-                    "what the kernel had counted and no shipper had drained is lost; a shipper that ended by SIGTERM had drained \
-                     all but the last moment. The next one records a loss with reason=unloaded and no count"
-                );
-            }
+fn unload(config: Config, discard: bool) -> u8 {
+    let directory = config.capture.pin_directory.clone();
+    let unloaded = if discard {
+        check::unload(&config.capture).map(unload::Unloaded::Discarded).map_err(anyhow::Error::from)
+    } else {
+        unload::unload(config).map_err(anyhow::Error::from)
+    };
+    match unloaded {
+        Ok(unloaded) => {
+            println!("{}: {unloaded}", directory.display());
             exit::OK
         }
-        Err(error) => failed(&error.into()),
+        Err(error) => failed(&error),
     }
 }
 

@@ -104,6 +104,12 @@ pub const KEYS: &[Key] = &[
         "A flow without connection that is silent for so long begins anew with its next packet.",
     ),
     key(
+        "capture.unload_on_exit",
+        ValueKind::Bool,
+        "false",
+        "On SIGTERM, drain the kernel once more and take programs and maps out of it; otherwise they stay and count on for the next shipper.",
+    ),
+    key(
         "batch.bytes",
         ValueKind::Bytes { min: 4 << 10, max: PAYLOAD_BYTES_MAX as u64 / 2 },
         "1MiB",
@@ -173,6 +179,8 @@ pub struct Config {
     pub capture: CaptureConfig,
     /// Between two drains.
     pub interval: Duration,
+    /// Whether the capture goes with the process that ends, once it is drained.
+    pub unload_on_exit: bool,
     /// Where a batch is closed, bytes before compression.
     pub body_bytes: usize,
     /// The aggregator's side.
@@ -227,6 +235,7 @@ impl Config {
                 idle: values.duration("capture.idle"),
             },
             interval: values.duration("capture.interval"),
+            unload_on_exit: values.bool("capture.unload_on_exit"),
             body_bytes: usize::try_from(values.bytes("batch.bytes")).unwrap_or(PAYLOAD_BYTES_MAX),
             client: ClientOptions {
                 addresses,

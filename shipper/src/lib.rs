@@ -17,6 +17,7 @@ pub mod probe;
 pub mod rebind;
 pub mod source;
 pub mod spool;
+pub mod unload;
 
 pub use app::run;
 pub use command::{block_on, main};

@@ -56,6 +56,7 @@ pub(super) fn shipper(folders: &Folders, aggregator: SocketAddr, interval: Durat
         ("drain.timeout", json!("10s")),
         // Not those of a shipper that was installed on this host: ours are removed at the end.
         ("capture.pin_dir", json!("/sys/fs/bpf/weir-up")),
+        ("capture.unload_on_exit", json!(true)),
     ])
 }
 

@@ -1,8 +1,8 @@
 //! `weir up`: everything on this host at once. Starts aggregator, shipper and demo, shows events as they are journaled,
 //! ends all of them in order, and has DuckDB sum up what was written.
 //!
-//! Ends in the order of the data: the demo closes its connections, the shipper drains the kernel and its spool, the
-//! aggregator drains its journal into Parquet; then the capture is taken out of the kernel.
+//! Ends in the order of the data: the demo closes its connections, the shipper stops the counting, drains the kernel,
+//! takes the capture out of it and drains its spool, the aggregator drains its journal into Parquet.
 
 mod config;
 mod host;
@@ -232,28 +232,27 @@ impl Stop {
     }
 }
 
-/// Takes the capture out of the kernel when dropped, whatever happened before: after `up` nothing is left behind.
+/// Takes the capture out of the kernel when dropped, whatever happened before: after `up` nothing is left behind. A
+/// shipper that ended as it was asked has done it itself; of one that died, what was counted goes to the spool, if it can.
 struct Unload {
     config: std::path::PathBuf,
 }
 
 impl Drop for Unload {
     fn drop(&mut self) {
-        let result = service::command(adopt::SHIPPER).and_then(|mut command| {
-            command
-                .arg("unload")
-                .arg("--config")
-                .arg(&self.config)
-                .stdin(Stdio::null())
-                .output()
-                .context("run weir-shipper unload")
-        });
-        match result {
-            Ok(output) if output.status.success() => {}
-            Ok(output) => {
-                eprintln!("weir: weir-shipper unload: {}", String::from_utf8_lossy(&output.stderr).trim());
+        for how in [&["unload"][..], &["unload", "--discard"]] {
+            let result = service::command(adopt::SHIPPER).and_then(|mut command| {
+                command.args(how).arg("--config").arg(&self.config).stdin(Stdio::null());
+                command.output().context("run weir-shipper unload")
+            });
+            match result {
+                Ok(output) if output.status.success() => return,
+                Ok(output) => {
+                    let words = String::from_utf8_lossy(&output.stderr);
+                    eprintln!("weir: weir-shipper {}: {}", how.join(" "), words.trim());
+                }
+                Err(error) => eprintln!("weir: {error:#}"),
             }
-            Err(error) => eprintln!("weir: {error:#}"),
         }
     }
 }

@@ -110,7 +110,7 @@ const CLASS_NAMES: [(&str, u8); CLASSES as usize] =
 /// The kernel side, taken over by this process.
 pub struct Capture {
     maps: Maps,
-    _pins: Pins,
+    pins: Pins,
     builder: Builder,
     statuses: Vec<ProgramStatus>,
     source_id: [u8; 16],
@@ -159,7 +159,7 @@ impl Capture {
         adopt_sockets(&maps, &mut builder, &root, config.cgroup.as_deref());
         let source_id = source_id(boot_id, maps.nonce()?);
         let (idle, cgroup_entries) = (config.idle, config.cgroup_entries);
-        Ok(Self { maps, _pins: pins, builder, statuses, source_id, idle, cgroup_entries })
+        Ok(Self { maps, pins, builder, statuses, source_id, idle, cgroup_entries })
     }
 
     /// Identifies this set of maps: interval numbers are unique within it. Other maps, another boot or another layout
@@ -208,6 +208,26 @@ impl Capture {
         self.maps.prune(self.maps.began(interval)?, self.maps.began(interval + 1)?, self.idle)?;
         self.maps.reported()?;
         self.maps.begin(interval + 2)
+    }
+
+    /// Ends the counting: when this returns, no program writes to any map any more. What was counted is still there;
+    /// two intervals, read and released, take it all.
+    ///
+    /// # Errors
+    /// When a program cannot be taken off its place. It may be repeated.
+    pub fn detach(&self) -> Result<(), CaptureError> {
+        programs::detach_all(&self.pins)?;
+        sys::wait_for_programs().map_err(CaptureError::Membarrier)
+    }
+
+    /// Removes programs and maps from the kernel, with what is still in them. Returns how many pins went.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn unload(self) -> Result<usize, CaptureError> {
+        let Self { maps, pins, .. } = self;
+        drop(maps);
+        pins.remove()
     }
 
     /// What became of each program.

@@ -19,7 +19,7 @@ pub use error::CaptureError;
 pub use programs::ProgramStatus;
 
 pub(crate) use kernel::KernelFeatures;
-pub(crate) use pins::{Pins, on_bpffs, remove as remove_pins};
+pub(crate) use pins::{Pins, directory as pins_directory, on_bpffs, remove as remove_pins};
 pub(crate) use programs::load_all;
 pub(crate) use sys::wait_for_programs;
 

@@ -40,6 +40,17 @@ impl Pins {
         Ok(Self { directory, _lock: lock })
     }
 
+    /// Removes everything that is pinned here. Returns how many pins went. Pins of other layouts stay.
+    pub(crate) fn remove(self) -> Result<usize, CaptureError> {
+        let Self { directory, _lock } = self;
+        let removed = empty(&directory)?;
+        if let Some(root) = directory.parent() {
+            // Others may have theirs there.
+            let _others = fs::remove_dir(root);
+        }
+        Ok(removed)
+    }
+
     /// Where the maps and links are.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
@@ -56,7 +67,7 @@ impl Pins {
     }
 }
 
-/// Removes every pin below `root`: links first, so that no program runs without its maps. Returns how many pins went.
+/// Removes every pin of every layout below `root`, with what they counted. Returns how many pins went.
 pub(crate) fn remove(root: &Path) -> Result<usize, CaptureError> {
     let versions = match fs::read_dir(root) {
         Ok(entries) => entries,
@@ -67,19 +78,24 @@ pub(crate) fn remove(root: &Path) -> Result<usize, CaptureError> {
     for version in versions {
         let version = version.map_err(CaptureError::file("read", root))?.path();
         let _lock = lock(&version)?;
-        let mut pins = Vec::new();
-        for pin in fs::read_dir(&version).map_err(CaptureError::file("read", &version))? {
-            pins.push(pin.map_err(CaptureError::file("read", &version))?.path());
-        }
-        pins.sort_by_key(|pin| !is_link(pin));
-        for pin in pins {
-            fs::remove_file(&pin).map_err(CaptureError::file("remove", &pin))?;
-            removed += 1;
-        }
-        fs::remove_dir(&version).map_err(CaptureError::file("remove", &version))?;
+        removed += empty(&version)?;
     }
     fs::remove_dir(root).map_err(CaptureError::file("remove", root))?;
     Ok(removed)
+}
+
+/// Removes a directory and the pins in it, links first, so that no program runs without its maps.
+fn empty(directory: &Path) -> Result<usize, CaptureError> {
+    let mut pins = Vec::new();
+    for pin in fs::read_dir(directory).map_err(CaptureError::file("read", directory))? {
+        pins.push(pin.map_err(CaptureError::file("read", directory))?.path());
+    }
+    pins.sort_by_key(|pin| !is_link(pin));
+    for pin in &pins {
+        fs::remove_file(pin).map_err(CaptureError::file("remove", pin))?;
+    }
+    fs::remove_dir(directory).map_err(CaptureError::file("remove", directory))?;
+    Ok(pins.len())
 }
 
 fn is_link(pin: &Path) -> bool {

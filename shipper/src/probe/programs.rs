@@ -149,6 +149,28 @@ pub(crate) fn attach_all(
     })
 }
 
+/// Takes every program off its place, whoever counts first: what they have counted stays in the maps. One that runs at
+/// that moment goes on to its end; see [`sys::wait_for_programs`]. Closing a link is no substitute: the kernel detaches
+/// some time later then.
+pub(crate) fn detach_all(pins: &Pins) -> Result<(), CaptureError> {
+    for spec in PROGRAMS.iter().rev() {
+        match spec.place {
+            Place::Cgroup(_) => {
+                let pin = pins.link(spec.name);
+                if pin.exists() {
+                    let link = sys::obj_get(&pin).map_err(CaptureError::file("open", &pin))?;
+                    sys::link_detach(link.as_fd()).map_err(CaptureError::file("detach", &pin))?;
+                }
+            }
+            Place::Tracepoint { array, .. } => {
+                let map = sys::obj_get(&pins.map(array)).map_err(CaptureError::map("open", array))?;
+                sys::delete(map.as_fd(), &0_u32).map_err(CaptureError::map("empty", array))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Loads every program and attaches none: what `check` asks.
 pub(crate) fn load_all(ebpf: &mut Ebpf, btf: Option<&Btf>) -> Vec<ProgramStatus> {
     each(|spec| {

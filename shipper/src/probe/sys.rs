@@ -23,6 +23,7 @@ const LOOKUP: libc::c_int = 1;
 const DELETE: libc::c_int = 3;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
+const LINK_DETACH: libc::c_int = 34;
 const MEMBARRIER_GLOBAL: libc::c_int = 1;
 
 /// Make the entry only if it is absent (`BPF_NOEXIST`).
@@ -93,6 +94,11 @@ struct LinkUpdate {
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let (link, program) = (link.as_raw_fd() as u32, program.as_raw_fd() as u32);
     bpf(LINK_UPDATE, &mut LinkUpdate { link, program, flags: 0, old: 0 }).map(drop)
+}
+
+/// Takes a link off its cgroup, whoever else holds it: no packet that comes later meets its program (kernel 5.9).
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(LINK_DETACH, &mut (link.as_raw_fd() as u32)).map(drop)
 }
 
 #[repr(C)]

@@ -106,6 +106,22 @@ impl Source {
         }
     }
 
+    /// Stops the counting, for good. What was counted is still there.
+    fn detach(&mut self) -> Result<(), SourceError> {
+        match self {
+            Self::Capture(capture) => Ok(capture.detach()?),
+            Self::Generator(_) => Ok(()),
+        }
+    }
+
+    /// Removes what is in the kernel. Returns how many pins went.
+    fn unload(self) -> Result<usize, SourceError> {
+        match self {
+            Self::Capture(capture) => Ok(capture.unload()?),
+            Self::Generator(_) => Ok(0),
+        }
+    }
+
     /// How many intervals are drained once more when the loop is stopped: of a capture what is frozen, and what was
     /// being written.
     fn last_drains(&self) -> u32 {
@@ -127,10 +143,21 @@ pub struct Drain {
     pub interval: Duration,
     /// Where a batch is closed, in bytes before compression.
     pub body_bytes: usize,
+    /// Whether the source goes with the loop, instead of counting on while no shipper runs.
+    pub unload: bool,
     /// What is counted.
     pub metrics: Metrics,
     /// Who is told of a full disk.
     pub health: Health,
+}
+
+/// How the loop ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// What it wrote to.
+    pub spool: Spool,
+    /// How many pins went, when the source was to be unloaded and nothing is left in it.
+    pub unloaded: Option<usize>,
 }
 
 /// Whether the loop was told to stop while it waited.
@@ -166,10 +193,36 @@ impl Drain {
                 return Ok(self.spool);
             }
         }
-        for _ in 0..self.source.last_drains() {
-            self.drain(stop)?;
+        Ok(self.end(stop)?.spool)
+    }
+
+    /// Drains what was counted until now, and unloads the source if it is to go: first no program counts any more, then
+    /// everything is drained, then the maps go, and last the spool notes that nothing is missing. A death before that
+    /// last step makes a loss row where nothing was lost, never the other way round. After `stop` a full disk ends this
+    /// at once: what was not stored stays in the kernel.
+    pub fn end(mut self, stop: &Receiver<()>) -> Result<Ended, SourceError> {
+        if self.unload {
+            self.source.detach()?;
         }
-        Ok(self.spool)
+        for _ in 0..self.source.last_drains() {
+            if self.drain(stop)? == Wait::Stopped {
+                return Ok(Ended { spool: self.spool, unloaded: None });
+            }
+        }
+        let Self { source, mut spool, unload, .. } = self;
+        if !unload {
+            return Ok(Ended { spool, unloaded: None });
+        }
+        let id = source.id();
+        let unloaded = Some(source.unload()?);
+        match spool.end_source(id) {
+            Err(error) if error.is_full() => {
+                tracing::warn!(%error, source = %root(&error), "everything was drained, but that could not be noted: the next start records a loss");
+            }
+            noted => noted?,
+        }
+        tracing::info!(pins = unloaded, "the capture was taken out of the kernel");
+        Ok(Ended { spool, unloaded })
     }
 
     /// Stores the frozen interval if it is not stored yet, then releases it.
@@ -240,7 +293,7 @@ impl Drain {
 
     /// What must have been lost between the newest interval in the spool and this one.
     fn gap(&self, key: CaptureKey) -> Option<LossRecord> {
-        let last = self.spool.last_key()?;
+        let last = self.spool.last_key().filter(|last| last.interval != CaptureKey::ENDED)?;
         let now = now_ns();
         let since = self.spool.last_time_ns().unwrap_or(now);
         let lost = |stage, reason| {
@@ -347,16 +400,32 @@ mod tests {
         };
         let source_of = Source::Generator(Generator::open(options).unwrap());
         let (interval_time, health) = (Duration::from_secs(1), Health::default());
-        let drain =
-            Drain { source: source_of, spool, interval: interval_time, body_bytes: 1024, metrics, health };
-        let reason = |source, interval| {
+        let mut drain = Drain {
+            source: source_of,
+            spool,
+            interval: interval_time,
+            body_bytes: 1024,
+            unload: false,
+            metrics,
+            health,
+        };
+        let reason = |drain: &Drain, source, interval| {
             let loss = drain.gap(CaptureKey { source, interval });
             loss.map(|loss| (loss.stage, loss.reason, loss.count))
         };
-        assert_eq!(reason(source(boot, 1), interval + 1), None);
+        assert_eq!(reason(&drain, source(boot, 1), interval + 1), None);
         let spool_lost = Some((LossStage::Spool, LossReason::Corrupt, None));
-        assert_eq!(reason(source(boot, 1), interval + 2), spool_lost);
-        assert_eq!(reason(source(boot, 2), 0), Some((LossStage::Capture, LossReason::Unloaded, None)));
-        assert_eq!(reason(source([9; 4], 2), 0), Some((LossStage::Capture, LossReason::Reboot, None)));
+        assert_eq!(reason(&drain, source(boot, 1), interval + 2), spool_lost);
+        assert_eq!(
+            reason(&drain, source(boot, 2), 0),
+            Some((LossStage::Capture, LossReason::Unloaded, None))
+        );
+        assert_eq!(
+            reason(&drain, source([9; 4], 2), 0),
+            Some((LossStage::Capture, LossReason::Reboot, None))
+        );
+        drain.spool.end_source(source(boot, 1)).unwrap();
+        assert_eq!(reason(&drain, source(boot, 2), 0), None, "nothing is missing of a source that was ended");
+        assert_eq!(reason(&drain, source([9; 4], 2), 0), None);
     }
 }

@@ -160,6 +160,13 @@ impl Spool {
         Ok(Appended::Stored)
     }
 
+    /// Notes, synced, that a source was ended by request and is gone, and that everything it counted is here. What
+    /// comes from another source later follows it without a gap.
+    pub fn end_source(&mut self, source: Id) -> Result<(), SpoolError> {
+        self.append(CaptureKey { source, interval: CaptureKey::ENDED }, &[])?;
+        Ok(self.log.sync()?)
+    }
+
     /// Removes what was acknowledged. Called now and then; `append` does it too.
     pub fn free(&mut self) -> Result<(), SpoolError> {
         let idle = |segment: &SegmentInfo| !self.outbox.lock().ledger.needs(&positions(segment));

@@ -22,6 +22,11 @@ pub struct CaptureKey {
     pub interval: u64,
 }
 
+impl CaptureKey {
+    /// In place of an interval's number: the source was ended by request, and nothing that it counted is missing here.
+    pub const ENDED: u64 = u64::MAX;
+}
+
 /// One interval, as it was appended.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct SpoolRecord {

@@ -1,52 +1,20 @@
-//! A full disk, a real one: a small tmpfs of this test's own. Needs root.
-#![expect(clippy::unwrap_used, reason = "tests panic where they fail")]
+//! The spool on a disk that becomes full: the interval waits where it was counted, and nothing is lost.
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use weir_common::admin::Health;
+use weir_integration_tests::process::wait_for;
+use weir_integration_tests::tmpfs::SmallDisk;
 use weir_shipper::metrics::Metrics;
 use weir_shipper::source::{Drain, Generator, GeneratorOptions, Source};
 use weir_shipper::spool::{Outgoing, Spool, SpoolOptions, Welcomed};
 
-/// A tmpfs that is unmounted at the end.
-struct SmallDisk {
-    dir: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    fn new(kib: u64) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let size = std::ffi::CString::new(format!("size={kib}k")).unwrap();
-        match mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), size.as_c_str()) {
-            Ok(()) => Some(Self { dir }),
-            Err(error) => {
-                let reason = format!("a tmpfs cannot be mounted ({error}): run as root");
-                assert!(std::env::var_os("CI").is_none(), "{reason}");
-                eprintln!("skipped: {reason}");
-                None
-            }
-        }
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = unmount(self.dir.path(), UnmountFlags::DETACH);
-    }
-}
-
 #[test]
 fn a_full_disk_holds_the_interval_back_and_nothing_is_lost() {
-    let Some(disk) = SmallDisk::new(2048) else { return };
+    let Some(disk) = SmallDisk::mount(2 << 20) else { return };
     let elsewhere = tempfile::tempdir().unwrap();
     let (metrics, health) = (Metrics::default(), Health::default());
     let options =
@@ -73,13 +41,14 @@ fn a_full_disk_holds_the_interval_back_and_nothing_is_lost() {
         spool,
         interval: Duration::from_secs(1),
         body_bytes: 1 << 20,
+        unload: false,
         metrics: metrics.clone(),
         health: health.clone(),
     };
     let (stop, stopped) = mpsc::channel();
     let drain = std::thread::spawn(move || drain.run(&stopped));
 
-    until("a full disk", || metrics.disk_full.get() > 0);
+    wait_for("a full disk", || format!("{metrics:?}"), || metrics.disk_full.get() > 0);
     assert!(health.problems().contains("disk full"), "{}", health.problems());
     let stored = metrics.captured_events.get();
     assert!(stored > 0 && stored < EVENTS, "{stored}");
@@ -113,12 +82,4 @@ fn a_full_disk_holds_the_interval_back_and_nothing_is_lost() {
     Spool::open(options, again.clone()).unwrap();
     assert!(again.epochs.get(&[("reason", "cut")]).is_none());
     fs::remove_file(ballast).unwrap();
-}
-
-fn until(what: &str, condition: impl Fn() -> bool) {
-    let ends = Instant::now() + Duration::from_secs(60);
-    while !condition() {
-        assert!(Instant::now() < ends, "{what} did not come");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
