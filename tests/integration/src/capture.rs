@@ -67,6 +67,11 @@ impl TestCapture {
         self.capture = Some(Capture::open(&self.config).expect("reopen capture"));
     }
 
+    /// Ends the counting.
+    pub fn detach(&mut self) {
+        self.capture.as_mut().expect("the capture is open").detach().expect("detach");
+    }
+
     /// Drains one interval.
     pub fn drain(&mut self) {
         let capture = self.capture.as_mut().expect("the capture is open");

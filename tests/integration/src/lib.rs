@@ -6,8 +6,10 @@
 pub mod capture;
 pub mod duckdb;
 pub mod net;
+pub mod pipeline;
 pub mod process;
 pub mod scale;
+pub mod scene;
 pub mod system;
 pub mod tmpfs;
 pub mod traffic;

@@ -1,10 +1,14 @@
-//! An aggregator and generators as processes under test, with the settings that the delivery tests share.
+//! Aggregator, shipper and generators as processes under test, with the settings that the delivery tests share.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::process::Process;
+use weir_shipper::check;
+use weir_shipper::probe::CaptureConfig;
+
+use crate::net::unique;
+use crate::process::{Process, ready_file};
 
 /// How to start an aggregator; the programs' paths come from the test, which cargo tells them to.
 #[derive(Clone, Debug)]
@@ -126,6 +130,75 @@ impl Generator {
     /// The folder of its spool.
     pub fn spool(&self) -> PathBuf {
         self.home.join("spool")
+    }
+}
+
+/// How to start a shipper that captures a part of this host; its pins go when this is dropped.
+#[derive(Debug)]
+pub struct Shipper {
+    /// `CARGO_BIN_EXE_sut_shipper`.
+    pub program: PathBuf,
+    /// Where spool and log go; made if missing.
+    pub home: PathBuf,
+    /// Name of its node.
+    pub node: String,
+    /// Where the aggregator listens.
+    pub aggregator: SocketAddr,
+    /// The part of the cgroup tree that it captures.
+    pub cgroup: PathBuf,
+    /// Where it pins; see [`Shipper::pins`].
+    pub pins: PathBuf,
+    /// More settings.
+    pub set: Vec<String>,
+}
+
+impl Shipper {
+    /// A directory for pins that no other test has.
+    pub fn pins() -> PathBuf {
+        format!("/sys/fs/bpf/weir-test-{}", unique()).into()
+    }
+
+    /// Its command line, with its settings.
+    pub fn command(&self) -> Command {
+        std::fs::create_dir_all(&self.home).unwrap();
+        let mut command = Command::new(&self.program);
+        for setting in [
+            format!("node={}", self.node),
+            format!("aggregator.addresses=[\"{}\"]", self.aggregator),
+            format!("spool.dir={}", self.home.join("spool").display()),
+            format!("capture.cgroup_root={}", self.cgroup.display()),
+            format!("capture.pin_dir={}", self.pins.display()),
+            "capture.interval=300ms".to_owned(),
+            "client.backoff_max=500ms".to_owned(),
+            "admin.listen=".to_owned(),
+        ] {
+            command.args(["--set", &setting]);
+        }
+        for setting in &self.set {
+            command.args(["--set", setting]);
+        }
+        command
+    }
+
+    /// Starts it, and returns when it counts; `crash` arms a crash point.
+    pub fn start(&self, crash: Option<&str>) -> Process {
+        let ready = self.home.join("ready.json");
+        let _before = std::fs::remove_file(&ready);
+        let mut command = self.command();
+        command.arg("--ready-file").arg(&ready);
+        arm(&mut command, crash);
+        let mut process = Process::spawn(&mut command, &self.home.join("shipper.log"));
+        ready_file(&ready, &mut process);
+        process
+    }
+}
+
+impl Drop for Shipper {
+    fn drop(&mut self) {
+        let config = CaptureConfig { pin_directory: self.pins.clone(), ..CaptureConfig::default() };
+        if let Err(error) = check::unload(&config) {
+            eprintln!("unload {}: {error}", self.pins.display());
+        }
     }
 }
 

@@ -3,8 +3,9 @@
 
 use weir_integration_tests::{
     capture::{TRAFFIC_MAX, TestCapture, opened_of, sent_of},
-    net::{Cgroup, Namespace, kernel_tests_possible, offloads_off, veth},
+    net::{Cgroup, Namespace, kernel_tests_possible},
     scale::scale,
+    scene::Scene,
     traffic::Traffic,
 };
 use weir_schema::values::{LossReason, Reporter};
@@ -13,55 +14,33 @@ const TRAFFIC: &str = env!("CARGO_BIN_EXE_traffic");
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// Two pods on two hosts, and a capture of both.
+/// A scene, and a capture of its pods.
 struct Pair {
-    client: Namespace,
-    server: Namespace,
-    client_pod: Cgroup,
-    server_pod: Cgroup,
     capture: TestCapture,
-    /// Between the two, if anything is.
-    _router: Option<Namespace>,
-    // After everything in it.
-    _pods: Cgroup,
+    scene: Scene,
 }
 
 impl Pair {
-    fn new(client: Namespace, server: Namespace) -> Self {
-        let pods = Cgroup::new();
-        let (client_pod, server_pod) = (pods.child("client"), pods.child("server"));
-        let capture = TestCapture::new(&pods);
-        client.count();
-        server.count();
-        Self { client, server, client_pod, server_pod, capture, _router: None, _pods: pods }
+    fn new(scene: Scene) -> Self {
+        Self { capture: TestCapture::new(&scene.pods), scene }
     }
 
     /// On one link, segmentation on or off.
     fn linked(offloads: bool) -> Self {
-        let (client, server) = (Namespace::new(), Namespace::new());
-        let (a, b) = veth(&client, &["10.9.0.1/24", "fd09::1/64"], &server, &["10.9.0.2/24", "fd09::2/64"]);
-        if !offloads {
-            offloads_off(&client, &a);
-            offloads_off(&server, &b);
-        }
-        Self::new(client, server)
+        Self::new(Scene::linked(offloads))
     }
 
     /// Runs a client against a server, draining all the while.
     fn run(&mut self, server: &str, client: &str) {
-        let _server = Traffic::server(TRAFFIC, &self.server_pod, &self.server, server);
-        let traffic = Traffic::start(TRAFFIC, &self.client_pod, &self.client, client);
-        traffic.wait(TRAFFIC_MAX, || self.capture.drain());
+        let _server = self.scene.serve(TRAFFIC, server);
+        self.scene.connect(TRAFFIC, client).wait(TRAFFIC_MAX, || self.capture.drain());
         self.capture.finish();
     }
 
-    /// Both reports equal what nftables counted of the wire, and name as many openings as were made. Each direction
-    /// is judged where it arrives: at the sender's own hooks TCP's packets are not segmented yet, whatever the device
-    /// can do.
+    /// Both reports equal what nftables counted of the wire, and name as many openings as were made.
     #[track_caller]
     fn assert_exact(&self, protocol: u8, name: &str, opened: u64) {
-        let arrived = |host: &Namespace| host.counted(&format!("{name}_in"));
-        let wire = (arrived(&self.server), arrived(&self.client));
+        let wire = self.scene.wire(name);
         let source = sent_of(protocol, self.capture.side(Reporter::Source));
         assert_eq!(source, wire, "the source's report");
         let destination = sent_of(protocol, self.capture.side(Reporter::Destination));
@@ -118,10 +97,9 @@ fn udp_small_and_fragmented() {
     // A port each: a client's port that comes again soon is the same flow to one server.
     for (port, count, size) in [(53, count, 100), (54, count / 10, 5000)] {
         let server = format!("serve-udp 10.9.0.2:{port}");
-        let _server = Traffic::server(TRAFFIC, &pair.server_pod, &pair.server, &server);
+        let _server = pair.scene.serve(TRAFFIC, &server);
         let line = format!("send-udp 10.9.0.2:{port} {count} {size} 16");
-        let traffic = Traffic::start(TRAFFIC, &pair.client_pod, &pair.client, &line);
-        traffic.wait(TRAFFIC_MAX, || pair.capture.drain());
+        pair.scene.connect(TRAFFIC, &line).wait(TRAFFIC_MAX, || pair.capture.drain());
     }
     pair.capture.finish();
     pair.assert_exact(UDP, "udp", 32);
@@ -168,8 +146,7 @@ fn behind_snat_each_side_has_its_own_view() {
     if !kernel_tests_possible() {
         return;
     }
-    let mut pair =
-        routed("chain post { type nat hook postrouting priority 100; oifname outside masquerade\n}");
+    let mut pair = Pair::new(Scene::behind_snat());
     pair.run("serve-tcp 10.9.2.2:80 1", "connect-tcp 10.9.2.2:80 50 5000 20000 4");
     pair.assert_exact(TCP, "tcp", 50);
     for record in pair.capture.side(Reporter::Destination) {
@@ -185,9 +162,7 @@ fn behind_dnat_each_side_has_its_own_view() {
     if !kernel_tests_possible() {
         return;
     }
-    let mut pair = routed(
-        "chain pre { type nat hook prerouting priority -100; ip daddr 10.9.1.254 tcp dport 8080 dnat ip to 10.9.2.2:80\n}",
-    );
+    let mut pair = Pair::new(Scene::behind_dnat());
     pair.run("serve-tcp 10.9.2.2:80 1", "connect-tcp 10.9.1.254:8080 50 5000 20000 4");
     pair.assert_exact(TCP, "tcp", 50);
     for record in pair.capture.side(Reporter::Source) {
@@ -203,11 +178,7 @@ fn translated_on_the_clients_own_host_it_is_one_flow_with_both_addresses() {
     if !kernel_tests_possible() {
         return;
     }
-    let mut pair = Pair::linked(false);
-    pair.client.ip("route add default via 10.9.0.2");
-    pair.client.nft(
-        "table ip nat {\nchain o { type nat hook output priority -100; ip daddr 10.96.0.1 tcp dport 443 dnat ip to 10.9.0.2:80\n}\n}\n",
-    );
+    let mut pair = Pair::new(Scene::translated_by_the_client());
     pair.run("serve-tcp 10.9.0.2:80 1", "connect-tcp 10.96.0.1:443 30 5000 20000 2");
     pair.assert_exact(TCP, "tcp", 30);
     let translated: Vec<_> = pair
@@ -223,38 +194,12 @@ fn translated_on_the_clients_own_host_it_is_one_flow_with_both_addresses() {
     assert_eq!(opened_of(translated.iter().copied()), 30, "{:#?}", pair.capture.records);
 }
 
-/// Two hosts with a router between them that translates addresses.
-fn routed(nat: &str) -> Pair {
-    let (client, router, server) = (Namespace::new(), Namespace::new(), Namespace::new());
-    let (a, inside) = veth(&client, &["10.9.1.1/24"], &router, &["10.9.1.254/24"]);
-    let (outside, b) = veth(&router, &["10.9.2.1/24"], &server, &["10.9.2.2/24"]);
-    for (host, device) in [(&client, &a), (&router, &inside), (&router, &outside), (&server, &b)] {
-        offloads_off(host, device);
-    }
-    client.ip("route add default via 10.9.1.254");
-    server.ip("route add default via 10.9.2.1");
-    router.nft(&format!("table ip nat {{\n{}\n}}\n", nat.replace("outside", &outside)));
-    let pair = Pair::new(client, server);
-    Pair { _router: Some(router), ..pair }
-}
-
 #[test]
 fn through_vxlan_the_inner_packets_count_once() {
     if !kernel_tests_possible() {
         return;
     }
-    let (client, server) = (Namespace::new(), Namespace::new());
-    let (a, b) = veth(&client, &["10.9.0.1/24"], &server, &["10.9.0.2/24"]);
-    for (host, device, peer, inner) in
-        [(&client, &a, "10.9.0.2", "10.8.0.1/24"), (&server, &b, "10.9.0.1", "10.8.0.2/24")]
-    {
-        offloads_off(host, device);
-        host.ip(&format!("link add vx type vxlan id 7 remote {peer} dstport 4789 dev {device}"));
-        host.ip(&format!("addr add {inner} dev vx"));
-        host.ip("link set vx up");
-        offloads_off(host, "vx");
-    }
-    let mut pair = Pair::new(client, server);
+    let mut pair = Pair::new(Scene::in_vxlan());
     let bytes = scale().transfer_bytes / 16;
     pair.run("serve-tcp 10.8.0.2:80 1", &format!("connect-tcp 10.8.0.2:80 4 {bytes} {bytes} 2"));
     pair.assert_exact(TCP, "tcp", 4);
@@ -265,22 +210,13 @@ fn loopback_in_one_pod_is_reported_by_both_sides() {
     if !kernel_tests_possible() {
         return;
     }
-    let host = Namespace::new();
-    offloads_off(&host, "lo");
-    host.count();
-    let pods = Cgroup::new();
-    let pod = pods.child("pod");
-    let mut capture = TestCapture::new(&pods);
-    let server = Traffic::server(TRAFFIC, &pod, &host, "serve-tcp 127.0.0.1:80 1");
-    let client = Traffic::start(TRAFFIC, &pod, &host, "connect-tcp 127.0.0.1:80 20 100000 100000 2");
-    client.wait(TRAFFIC_MAX, || capture.drain());
-    capture.finish();
-    drop(server);
-    let counted = host.counted("tcp_out");
+    let mut pair = Pair::new(Scene::one_pod());
+    pair.run("serve-tcp 127.0.0.1:80 1", "connect-tcp 127.0.0.1:80 20 100000 100000 2");
+    let (counted, _) = pair.scene.wire("tcp");
     for reporter in [Reporter::Source, Reporter::Destination] {
-        let (up, down) = sent_of(TCP, capture.side(reporter));
+        let (up, down) = sent_of(TCP, pair.capture.side(reporter));
         assert_eq!((up.packets + down.packets, up.bytes + down.bytes), (counted.packets, counted.bytes));
-        assert_eq!(opened_of(capture.side(reporter)), 20);
+        assert_eq!(opened_of(pair.capture.side(reporter)), 20);
     }
 }
 
@@ -292,14 +228,14 @@ fn a_client_that_closes_first_lacks_only_its_last_acknowledgement() {
     let mut pair = Pair::linked(false);
     pair.run("serve-tcp 10.9.0.2:80 1", "abandon-tcp 10.9.0.2:80 40");
     let (up, down) = sent_of(TCP, pair.capture.side(Reporter::Source));
-    let (out, into) = (pair.client.counted("tcp_out"), pair.client.counted("tcp_in"));
+    let (out, into) = (pair.scene.client.counted("tcp_out"), pair.scene.client.counted("tcp_in"));
     assert_eq!(down, into, "what arrives is exact, TIME_WAIT or not");
     // The kernel answers for a TIME_WAIT socket past every cgroup program: 52 bytes, at most once per connection.
     let missing = out.packets - up.packets;
     assert!(missing <= 40, "{missing} packets are missing");
     assert_eq!(out.bytes - up.bytes, missing * 52);
     let (up, down) = sent_of(TCP, pair.capture.side(Reporter::Destination));
-    assert_eq!((up, down), (pair.server.counted("tcp_in"), pair.server.counted("tcp_out")));
+    assert_eq!((up, down), (pair.scene.server.counted("tcp_in"), pair.scene.server.counted("tcp_out")));
 }
 
 #[test]
@@ -311,17 +247,18 @@ fn more_flows_than_the_map_holds_reconcile_through_the_overflow() {
     let pods = Cgroup::new();
     let (client_pod, server_pod) = (pods.child("client"), pods.child("server"));
     let mut capture = TestCapture::with(&pods, |config| config.flow_entries = 200);
-    let _server = Traffic::server(TRAFFIC, &server_pod, &pair.server, "serve-tcp 10.9.0.2:81 1");
-    let client = Traffic::start(TRAFFIC, &client_pod, &pair.client, "connect-tcp 10.9.0.2:81 600 200 1000 4");
+    let _server = Traffic::server(TRAFFIC, &server_pod, &pair.scene.server, "serve-tcp 10.9.0.2:81 1");
+    let client =
+        Traffic::start(TRAFFIC, &client_pod, &pair.scene.client, "connect-tcp 10.9.0.2:81 600 200 1000 4");
     client.wait(TRAFFIC_MAX, || {});
     // Drain asserts that records, overflow included, equal the totals.
     capture.finish();
     let counted = |host: &Namespace, way: &str| host.counted(way);
     let all = [
-        counted(&pair.client, "tcp_out"),
-        counted(&pair.client, "tcp_in"),
-        counted(&pair.server, "tcp_in"),
-        counted(&pair.server, "tcp_out"),
+        counted(&pair.scene.client, "tcp_out"),
+        counted(&pair.scene.client, "tcp_in"),
+        counted(&pair.scene.server, "tcp_in"),
+        counted(&pair.scene.server, "tcp_out"),
     ];
     assert_eq!(capture.total.bytes, all.iter().map(|counted| counted.bytes).sum::<u64>());
     assert_eq!(capture.total.packets, all.iter().map(|counted| counted.packets).sum::<u64>());
@@ -339,8 +276,9 @@ fn more_sockets_than_the_map_holds_are_counted_and_said() {
     let pods = Cgroup::new();
     let (client_pod, server_pod) = (pods.child("client"), pods.child("server"));
     let mut capture = TestCapture::with(&pods, |config| config.socket_entries = 100);
-    let _server = Traffic::server(TRAFFIC, &server_pod, &pair.server, "serve-tcp 10.9.0.2:81 1");
-    let client = Traffic::start(TRAFFIC, &client_pod, &pair.client, "connect-tcp 10.9.0.2:81 300 200 1000 4");
+    let _server = Traffic::server(TRAFFIC, &server_pod, &pair.scene.server, "serve-tcp 10.9.0.2:81 1");
+    let client =
+        Traffic::start(TRAFFIC, &client_pod, &pair.scene.client, "connect-tcp 10.9.0.2:81 300 200 1000 4");
     client.wait(TRAFFIC_MAX, || {});
     capture.finish();
     assert_eq!(opened_of(capture.records.iter()), 600, "each side opened 300, with or without a socket");
@@ -365,7 +303,8 @@ fn odd_packets_are_counted_under_what_could_be_read_of_them() {
         return;
     }
     let mut pair = Pair::linked(false);
-    let mut sending = Traffic::start(TRAFFIC, &pair.client_pod, &pair.client, "send-odd 10.9.0.2 fd09::2");
+    let mut sending =
+        Traffic::start(TRAFFIC, &pair.scene.client_pod, &pair.scene.client, "send-odd 10.9.0.2 fd09::2");
     let mut sent = Vec::new();
     loop {
         let line = sending.read_line();

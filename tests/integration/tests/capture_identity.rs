@@ -6,17 +6,12 @@ use weir_integration_tests::{
     capture::{TRAFFIC_MAX, TestCapture},
     net::{Cgroup, Namespace, kernel_tests_possible, veth},
     scale::scale,
+    scene::family,
     traffic::Traffic,
 };
 use weir_schema::values::{ConnectError, EndReason, Orientation, Reporter};
 
 const TRAFFIC: &str = env!("CARGO_BIN_EXE_traffic");
-
-/// A process and its children.
-fn family(pid: u32) -> HashSet<u32> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("read children");
-    children.split_whitespace().map(|child| child.parse().expect("a pid")).chain([pid]).collect()
-}
 
 fn hosts() -> (Namespace, Namespace) {
     let (client, server) = (Namespace::new(), Namespace::new());

@@ -10,8 +10,9 @@ use std::{
 
 use weir_integration_tests::{
     capture::{TRAFFIC_MAX, TestCapture, opened_of, sent_of},
-    net::{Bytes, Cgroup, Namespace, kernel_tests_possible, offloads_off, unique, veth, wait_for},
+    net::{Bytes, Cgroup, kernel_tests_possible, unique, wait_for},
     scale::scale,
+    scene::Scene,
     traffic::Traffic,
 };
 use weir_schema::values::Reporter;
@@ -20,36 +21,10 @@ use weir_shipper::{check, probe::CaptureConfig};
 const TRAFFIC: &str = env!("CARGO_BIN_EXE_traffic");
 const DRAIN: &str = env!("CARGO_BIN_EXE_drain");
 
-struct Hosts {
-    client: Namespace,
-    server: Namespace,
-    client_pod: Cgroup,
-    server_pod: Cgroup,
-    pods: Cgroup,
-}
-
-impl Hosts {
-    fn new() -> Self {
-        let (client, server) = (Namespace::new(), Namespace::new());
-        let (a, b) = veth(&client, &["10.9.0.1/24"], &server, &["10.9.0.2/24"]);
-        offloads_off(&client, &a);
-        offloads_off(&server, &b);
-        client.count();
-        server.count();
-        let pods = Cgroup::new();
-        let (client_pod, server_pod) = (pods.child("client"), pods.child("server"));
-        Self { client, server, client_pod, server_pod, pods }
-    }
-
-    fn wire(&self) -> (Bytes, Bytes) {
-        (self.server.counted("tcp_in"), self.client.counted("tcp_in"))
-    }
-
-    fn traffic(&self, count: u64) -> (Traffic, Traffic) {
-        let server = Traffic::server(TRAFFIC, &self.server_pod, &self.server, "serve-tcp 10.9.0.2:80 2");
-        let line = format!("connect-tcp 10.9.0.2:80 {count} 20000 40000 4");
-        (server, Traffic::start(TRAFFIC, &self.client_pod, &self.client, &line))
-    }
+fn traffic(scene: &Scene, count: u64) -> (Traffic, Traffic) {
+    let server = scene.serve(TRAFFIC, "serve-tcp 10.9.0.2:80 2");
+    let line = format!("connect-tcp 10.9.0.2:80 {count} 20000 40000 4");
+    (server, scene.connect(TRAFFIC, &line))
 }
 
 /// The log of a draining process, and its pins; removed when dropped.
@@ -116,17 +91,17 @@ fn killed_at_every_point_and_at_random() {
     if !kernel_tests_possible() {
         return;
     }
-    let hosts = Hosts::new();
-    let drainer = Drainer::new(&hosts.pods);
+    let scene = Scene::linked(false);
+    let drainer = Drainer::new(&scene.pods);
     // The programs must be there before the traffic is; they stay when their loader dies.
     let mut first = drainer.start(&["final"]);
     assert!(first.wait().expect("wait for drain").success());
     let count = scale().connections;
-    let (_server, mut traffic) = hosts.traffic(count);
+    let (_server, mut client) = traffic(&scene, count);
     let mut random = 0x2545_f491_4f6c_dd1d_u64;
     let mut kills = 0;
     let minimum = scale().kill_random.max(5);
-    while !traffic.ended() || kills < minimum {
+    while !client.ended() || kills < minimum {
         for point in ["read", "append", "release"] {
             let mut child = drainer.start(&["die", point]);
             assert!(!child.wait().expect("wait for drain").success(), "it dies at {point}");
@@ -146,7 +121,7 @@ fn killed_at_every_point_and_at_random() {
     }
     let mut last = drainer.start(&["final"]);
     assert!(last.wait().expect("wait for drain").success());
-    let (up, down) = hosts.wire();
+    let (up, down) = scene.wire("tcp");
     assert_eq!(drainer.sum(), (count, up, down), "after {kills} kills");
 }
 
@@ -155,22 +130,51 @@ fn programs_are_replaced_under_traffic() {
     if !kernel_tests_possible() {
         return;
     }
-    let hosts = Hosts::new();
-    let mut capture = TestCapture::new(&hosts.pods);
+    let scene = Scene::linked(false);
+    let mut capture = TestCapture::new(&scene.pods);
     let count = scale().connections;
-    let (_server, traffic) = hosts.traffic(count);
+    let (_server, client) = traffic(&scene, count);
     let mut swaps = 0;
-    traffic.wait(TRAFFIC_MAX, || {
+    client.wait(TRAFFIC_MAX, || {
         capture.reopen();
         capture.drain();
         swaps += 1;
     });
     capture.finish();
-    assert_eq!(sent_of(6, capture.side(Reporter::Source)), hosts.wire(), "after {swaps} swaps");
-    assert_eq!(sent_of(6, capture.side(Reporter::Destination)), hosts.wire(), "after {swaps} swaps");
+    assert_eq!(sent_of(6, capture.side(Reporter::Source)), scene.wire("tcp"), "after {swaps} swaps");
+    assert_eq!(sent_of(6, capture.side(Reporter::Destination)), scene.wire("tcp"), "after {swaps} swaps");
     assert_eq!(opened_of(capture.side(Reporter::Source)), count);
     assert_eq!(opened_of(capture.side(Reporter::Destination)), count);
     assert!(swaps >= 2, "{swaps} swaps");
+}
+
+#[test]
+fn once_detached_nothing_is_counted_and_the_next_capture_goes_on() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let scene = Scene::linked(false);
+    let mut capture = TestCapture::new(&scene.pods);
+    let _echo = scene.serve(TRAFFIC, "serve-udp 10.9.0.2:53");
+    let mut sending = scene.connect(TRAFFIC, "send-udp 10.9.0.2:53 100000000 100 1");
+    let pass = |count: u64| {
+        let end = scene.wire("udp").1.packets + count;
+        wait_for("datagrams", Duration::from_secs(60), || (scene.wire("udp").1.packets > end).then_some(()));
+    };
+    pass(200);
+    capture.detach();
+    let wire = scene.wire("udp");
+    capture.finish();
+    let all = capture.total;
+    assert!(all.packets > 0 && all.packets <= 2 * (wire.0.packets + wire.1.packets) + 2, "{all:?}, {wire:?}");
+    pass(200);
+    capture.finish();
+    assert_eq!(capture.total, all, "nothing was counted after it was detached");
+    capture.reopen();
+    pass(200);
+    capture.finish();
+    assert!(capture.total.packets >= all.packets + 400, "{:?} after {all:?}", capture.total);
+    assert!(!sending.ended());
 }
 
 #[test]

@@ -8,8 +8,13 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
+use weir_integration_tests::capture::TRAFFIC_MAX;
 use weir_integration_tests::duckdb::{DuckDb, number, read_all};
+use weir_integration_tests::net::kernel_tests_possible;
 use weir_integration_tests::process::{Process, wait_for};
+use weir_integration_tests::scene::Scene;
+
+const TRAFFIC: &str = env!("CARGO_BIN_EXE_traffic");
 
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -133,6 +138,55 @@ fn a_killed_run_is_tidied_by_the_next_and_ctrl_c_ends_it() {
     assert!(next.output().contains("Top talkers"), "{}", next.output());
     assert_eq!(left_behind(pid), Vec::<PathBuf>::new());
     assert_eq!(left_behind(next.process.id()), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn two_runs_in_one_folder_lose_nothing_when_the_capture_is_unloaded() {
+    let Some(duckdb) = needs() else { return };
+    if !kernel_tests_possible() {
+        return;
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let scene = Scene::linked(false);
+    let connections = 50_u32;
+    for name in ["first", "second"] {
+        // So long an interval that the end alone drains the kernel.
+        let mut up = Up::start(folder.path(), name, &["--no-demo", "--interval", "3600"]);
+        up.wait_for_output("Watching");
+        let _server = scene.serve(TRAFFIC, "serve-tcp 10.9.0.2:80 1");
+        let line = format!("connect-tcp 10.9.0.2:80 {connections} 5000 20000 2");
+        scene.connect(TRAFFIC, &line).wait(TRAFFIC_MAX, || {});
+        // Datagrams that go on while the capture is taken out.
+        let _echo = scene.serve(TRAFFIC, "serve-udp 10.9.0.2:53");
+        let mut sending = scene.connect(TRAFFIC, "send-udp 10.9.0.2:53 100000000 100 1");
+        let sent = || scene.wire("udp").1.packets;
+        let before = sent();
+        wait_for("datagrams", || format!("{} echoed", sent()), || sent() > before + 100);
+        up.signal(rustix::process::Signal::INT);
+        up.process.wait_success();
+        assert!(!sending.ended(), "datagrams went on to the end");
+        assert_eq!(left_behind(up.process.id()), Vec::<PathBuf>::new());
+    }
+    let data = folder.path().join("data");
+    assert!(!data.join("kind=loss").exists(), "nothing is lost between the runs");
+    let (src, dst) = scene.wire("tcp");
+    let scene_root = scene.pods.name();
+    for reporter in ["source", "destination"] {
+        let sums = &duckdb.query(&format!(
+            "SELECT sum(src_packets)::BIGINT AS src_packets, sum(src_bytes)::BIGINT AS src_bytes, \
+             sum(dst_packets)::BIGINT AS dst_packets, sum(dst_bytes)::BIGINT AS dst_bytes, sum(opened)::BIGINT AS opened \
+             FROM {} WHERE kind = 'flow' AND protocol = 'tcp' AND reporter = '{reporter}' \
+             AND coalesce(src_cgroup, dst_cgroup) LIKE '{}/%'",
+            read_all(&data), scene_root
+        ))[0];
+        let sum = |name: &str| number(&sums[name]);
+        let wire = [src.packets, src.bytes, dst.packets, dst.bytes].map(i128::from);
+        let found = ["src_packets", "src_bytes", "dst_packets", "dst_bytes"].map(sum);
+        assert_eq!(found, wire, "by the {reporter}'s report");
+        assert_eq!(sum("opened"), 2 * i128::from(connections), "by the {reporter}'s report");
+    }
+    println!("SOAK weir up twice: nftables and both reports say {src:?} up, {dst:?} down; no loss rows");
 }
 
 /// Where `weir up` pins its capture.
