@@ -5,7 +5,9 @@
 
 pub mod capture;
 pub mod duckdb;
+pub mod frames;
 pub mod net;
+pub mod peer;
 pub mod pipeline;
 pub mod process;
 pub mod scale;
