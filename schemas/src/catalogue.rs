@@ -4,7 +4,7 @@
 //! Evolution: fields are only added, at the end of their group, nullable, never retyped; then `SCHEMA_VERSION` rises.
 
 /// What `schema_version` states in batches, journal segments, Parquet footers and headers.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// A kind of event; also the first partition of the Parquet tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -167,7 +167,12 @@ const FLOW: &[Field] = &[
     must("cluster", Type::Text, Fine, "Cluster of the reporting node"),
     must("node", Type::Text, Careful, "Reporting node"),
     must("reporter", Type::Text, Fine, "source | destination | transit: which side was recorded"),
-    must("vantage", Type::Text, Fine, "socket | interface; never add up the two"),
+    must(
+        "vantage",
+        Type::Text,
+        Fine,
+        "socket | interface; never add up the two, nor the interfaces that a packet passes",
+    ),
     must("primary", Type::Bool, Fine, "Sums over records where this is true count each conversation once"),
     must("start_time", Type::Time, Avoid, "Start of the time that the counters cover"),
     must("end_time", Type::Time, Avoid, "End of it: last packet, or close. Decides the partition"),
@@ -176,7 +181,12 @@ const FLOW: &[Field] = &[
     must("src_port", Type::U16, Avoid, "Its port; for ICMP the type, as Community ID v1 has it"),
     may("dst_ip", Type::Ip, Avoid, "Address that accepted it; null on overflow records"),
     must("dst_port", Type::U16, Careful, "Its port; for ICMP the answer's type, or the code"),
-    must("protocol", Type::Text, Fine, "IANA name in lower case; the number where it has none"),
+    must(
+        "protocol",
+        Type::Text,
+        Fine,
+        "IANA name in lower case; the number where it has none. 255: not IP, dst_port holds the EtherType",
+    ),
     may("community_id", Type::Text, Avoid, "Community ID v1, seed 0; null on overflow records"),
     must(
         "src_bytes",
@@ -256,6 +266,23 @@ const FLOW: &[Field] = &[
     may("nat_dst_port", Type::U16, Avoid, "Its port"),
     must("orientation", Type::Text, Fine, "observed | listener | inferred | overflow: how src is known"),
     must("sampling", Type::U32, Fine, "Each record stands for this many; 1 in this version"),
+    may(
+        "interface",
+        Type::Text,
+        Careful,
+        "Network interface at which it was counted; vantage interface only",
+    ),
+    may("vlan_id", Type::U16, Careful, "Id of the outermost VLAN tag (IEEE 802.1Q, 802.1ad)"),
+    may("inner_vlan_id", Type::U16, Careful, "Id of the next VLAN tag within, as in QinQ"),
+    may(
+        "tunnel_type",
+        Type::Text,
+        Fine,
+        "vxlan | geneve | gre | ipip: what the packets came in; src_* and dst_* are the inner flow's",
+    ),
+    may("tunnel_id", Type::U32, Careful, "VNI, or GRE key; null where the tunnel has none"),
+    may("tunnel_src_ip", Type::Ip, Avoid, "Outer address on src's side of the tunnel"),
+    may("tunnel_dst_ip", Type::Ip, Avoid, "Outer address on dst's side of the tunnel"),
 ];
 
 const DNS: &[Field] = &[

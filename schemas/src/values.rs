@@ -94,6 +94,20 @@ values! {
 }
 
 values! {
+    /// What carried a packet that was found inside another. An id is part of VXLAN, Geneve and GRE with a key.
+    TunnelType {
+        /// RFC 7348.
+        Vxlan = 1 => "vxlan",
+        /// RFC 8926.
+        Geneve = 2 => "geneve",
+        /// RFC 2784, with a key or without.
+        Gre = 3 => "gre",
+        /// IP in IP, of any two families.
+        Ipip = 4 => "ipip",
+    }
+}
+
+values! {
     /// State of the reporting side's TCP socket at the end of the record (RFC 9293, section 3.3.2).
     TcpState {
         /// ESTABLISHED.

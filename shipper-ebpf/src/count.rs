@@ -13,21 +13,21 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use weir_shipper_ebpf::{
-    COUNTER_FLOWS_FULL, COUNTER_META_FULL, COUNTER_RAW_COPIES, EGRESS, END_ABORTED, FlowKey, FlowValue,
-    INGRESS, Meta, RST_RECEIVED, RST_SENT, VANTAGE_SOCKET, class, total_index,
+    COUNTER_FLOWS_FULL, COUNTER_META_FULL, COUNTER_PARSE_FAILED, COUNTER_RAW_COPIES, EGRESS, END_ABORTED,
+    FlowKey, FlowValue, INGRESS, Meta, RST_RECEIVED, RST_SENT, VANTAGE_SOCKET, class,
+    packet::{FLAG_RST, FLAG_SYN, SCTP, TCP, UDP, ip},
+    total_index,
 };
 
 use crate::{
     atomic::{add, add32, or32, replace32, take32},
     maps::{META, OVERFLOW, SOCKS, TOTALS, count, flow, flow_new, interval, opened, sock},
-    parse::{Packet, SCTP, TCP, UDP, parse},
+    skb::Skb,
 };
 
 const SOCK_STREAM: u32 = 1;
 const SOCK_RAW: u32 = 3;
 const STATE_LISTEN: u32 = 10;
-const FLAG_SYN: u32 = 2;
-const FLAG_RST: u32 = 4;
 
 #[cgroup_skb(ingress)]
 pub fn skb_ingress(ctx: SkBuffContext) -> i32 {
@@ -60,7 +60,11 @@ fn packet(skb: *mut __sk_buff, direction: u32) {
     let egress = direction == EGRESS;
     let mut key = FlowKey::ZERO;
     key.vantage = VANTAGE_SOCKET;
-    let Packet { headers, flags } = parse(skb, 0, egress, &mut key);
+    let parsed = ip(&Skb(skb), 0, egress, &mut key);
+    if parsed.cut {
+        count(COUNTER_PARSE_FAILED);
+    }
+    let (headers, flags) = (parsed.headers, parsed.flags);
     // SAFETY: the helper takes this context.
     key.cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
     let Some(socket) = socket(skb, egress, &mut key) else { return count(COUNTER_RAW_COPIES) };

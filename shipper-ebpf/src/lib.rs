@@ -1,9 +1,11 @@
-//! The types that the kernel programs and the shipper share: map keys, map values, indices and flags.
+//! What the kernel programs and the shipper share: map keys, map values, indices and flags; and the parser of packets.
 //!
 //! Every type is `repr(C)` without padding or `bool`, its size is asserted, and it is read by copy on both sides.
 //! A change of any of them is a change of [`LAYOUT`]. Addresses are 16 bytes, IPv4 as `::ffff:a.b.c.d`; ports are in
 //! host order; times are nanoseconds of `CLOCK_BOOTTIME`; bytes are IP bytes, from the IP header to the end.
 #![no_std]
+
+pub mod packet;
 
 /// Version of the maps' layout. It is part of the name of the directory that the maps are pinned in.
 pub const LAYOUT: u32 = 1;
@@ -69,7 +71,38 @@ pub struct FlowKey {
     /// 4, 6, or 0 for what is not IP.
     pub family: u8,
     pub vantage: u8,
-    pub reserved: u8,
+    /// One of `TUNNEL_*` where the flow was found inside a tunnel; always 0 at a socket.
+    pub tunnel: u8,
+}
+
+/// `FlowKey::tunnel`: UDP with an Ethernet frame inside (RFC 7348); the id is the VNI.
+pub const TUNNEL_VXLAN: u8 = 1;
+/// `FlowKey::tunnel`: Geneve (RFC 8926); the id is the VNI.
+pub const TUNNEL_GENEVE: u8 = 2;
+/// `FlowKey::tunnel`: GRE without a key, so without an id (RFC 2784).
+pub const TUNNEL_GRE: u8 = 3;
+/// `FlowKey::tunnel`: GRE with a key, which is the id (RFC 2890).
+pub const TUNNEL_GRE_KEYED: u8 = 4;
+/// `FlowKey::tunnel`: IP in IP, of any two families; it has no id.
+pub const TUNNEL_IPIP: u8 = 5;
+
+/// Key of a flow at a network interface. What differs in any part of it is another flow: addresses may be in use again
+/// behind another tag or in another tunnel.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct LinkKey {
+    /// The flow, of a tunnel the inner one. `cookie` is the link: its namespace's number above, its index below.
+    pub flow: FlowKey,
+    /// The tunnel's end on the link's near side; zero without a tunnel.
+    pub outer_local: [u8; 16],
+    /// The tunnel's end on the far side.
+    pub outer_remote: [u8; 16],
+    /// The tunnel's id; 0 also where it has none: see [`FlowKey::tunnel`].
+    pub tunnel_id: u32,
+    /// Id of the first VLAN tag, from outside; 0 for none.
+    pub vlan: u16,
+    /// Id of the second VLAN tag; 0 for none.
+    pub inner_vlan: u16,
 }
 
 /// Packets and bytes of one direction.
@@ -280,8 +313,31 @@ impl FlowKey {
         protocol: 0,
         family: 0,
         vantage: 0,
-        reserved: 0,
+        tunnel: 0,
     };
+}
+
+impl LinkKey {
+    /// All zero.
+    pub const ZERO: Self = Self {
+        flow: FlowKey::ZERO,
+        outer_local: [0; 16],
+        outer_remote: [0; 16],
+        tunnel_id: 0,
+        vlan: 0,
+        inner_vlan: 0,
+    };
+
+    /// Notes a VLAN tag (its control information); from outside to inside, the third and later ones are left out.
+    #[inline(always)]
+    pub fn tag(&mut self, control: u16) {
+        let id = control & 0xfff;
+        if self.vlan == 0 {
+            self.vlan = id;
+        } else if self.inner_vlan == 0 {
+            self.inner_vlan = id;
+        }
+    }
 }
 
 impl FlowValue {
@@ -341,6 +397,7 @@ impl Sock {
 
 const _: () = {
     assert!(size_of::<FlowKey>() == 48);
+    assert!(size_of::<LinkKey>() == 88);
     assert!(size_of::<FlowValue>() == 120);
     assert!(size_of::<Sock>() == 184);
     assert!(size_of::<Meta>() == 24);
@@ -353,6 +410,8 @@ mod pod {
     // SAFETY: each type is repr(C), has no padding (the sizes above are the sums of their fields) and is valid for
     // every bit pattern.
     unsafe impl aya::Pod for super::FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::LinkKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::FlowValue {}
     // SAFETY: as above.

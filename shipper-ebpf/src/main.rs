@@ -13,7 +13,7 @@ mod close;
 mod count;
 mod maps;
 mod owner;
-mod parse;
+mod skb;
 mod socks;
 mod timewait;
 

@@ -14,12 +14,9 @@ use aya_ebpf::{
     maps::ProgramArray,
     programs::{BtfTracePointContext, SockAddrContext, SockContext},
 };
-use weir_shipper_ebpf::{COUNTER_TAIL_CALL_FAILED, ROLE_LISTENER, ROLE_UNKNOWN, Sock};
+use weir_shipper_ebpf::{COUNTER_TAIL_CALL_FAILED, ROLE_LISTENER, ROLE_UNKNOWN, Sock, packet::TCP};
 
-use crate::{
-    maps::{PROG_RECV, PROG_SEND, SOCKS, count, sock},
-    parse::TCP,
-};
+use crate::maps::{PROG_RECV, PROG_SEND, SOCKS, count, sock};
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {

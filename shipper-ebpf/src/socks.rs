@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use weir_shipper_ebpf::{
     COUNTER_TAIL_CALL_FAILED, EGRESS, FlowKey, INGRESS, ROLE_CLIENT, ROLE_LISTENER, ROLE_SERVER, Sock,
-    VANTAGE_SOCKET, class,
+    VANTAGE_SOCKET, class, packet::TCP,
 };
 
 use crate::{
@@ -22,7 +22,6 @@ use crate::{
         interval, opened, sock,
     },
     owner,
-    parse::TCP,
     timewait::read,
 };
 

@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use weir_shipper_ebpf::{
-    COUNTER_FLOWS_FULL, COUNTER_TAIL_CALL_FAILED, INGRESS, VANTAGE_SOCKET, class, total_index,
+    COUNTER_FLOWS_FULL, COUNTER_TAIL_CALL_FAILED, INGRESS, VANTAGE_SOCKET, class, packet::TCP, total_index,
 };
 
 use crate::{
@@ -20,7 +20,6 @@ use crate::{
         OFF_SK_STATE, OFF_SKB_HEAD, OFF_SKB_NETWORK, OVERFLOW, PROG_FREE, SOCKS, TOTALS, count, flow,
         flow_new, interval,
     },
-    parse::TCP,
 };
 
 const TIME_WAIT: u8 = 6;

@@ -98,6 +98,12 @@ pub(super) fn u32s_shifted(values: impl IntoIterator<Item = u32>) -> UInt32Array
     values.into_iter().map(|value| value.checked_sub(1)).collect()
 }
 
+/// The wire's value + 1 in 64 bits, since the value takes all of 32; 0 is null.
+pub(super) fn wide_u32s_shifted(values: impl IntoIterator<Item = u64>) -> UInt32Array {
+    let value = |value: u64| value.checked_sub(1).map(|value| u32::try_from(value).unwrap_or(u32::MAX));
+    values.into_iter().map(value).collect()
+}
+
 pub(super) fn u64s(values: Vec<u64>) -> UInt64Array {
     UInt64Array::from(values)
 }

@@ -9,6 +9,7 @@ use weir_schema::Kind;
 
 use super::assemble::{
     Assembler, bools, times, u8s, u16s, u16s_or_null, u32s_or_null, u32s_shifted, u64s, uuids,
+    wide_u32s_shifted,
 };
 use super::flow_rows::{Rows, Side};
 use super::text::Interner;
@@ -56,6 +57,10 @@ pub(super) fn build(
         nat_src_ip,
         nat_dst_ip,
         orientation,
+        interface,
+        tunnel_type,
+        tunnel_src_ip,
+        tunnel_dst_ip,
     } = rows;
     let wide = |column: fn(&FlowColumns) -> &Vec<u64>| u64s(copy(units, count, column));
     let narrow = |column: fn(&FlowColumns) -> &Vec<u32>| copy(units, count, column);
@@ -103,7 +108,14 @@ pub(super) fn build(
         .add("nat_dst_ip", texts.nullable(&nat_dst_ip)?)
         .add("nat_dst_port", u16s_or_null(narrow(|flows| &flows.nat_dst_port)))
         .add("orientation", texts.required(&orientation)?)
-        .add("sampling", UInt32Array::from_value(1, count));
+        .add("sampling", UInt32Array::from_value(1, count))
+        .add("interface", texts.nullable(&interface)?)
+        .add("vlan_id", u16s_or_null(narrow(|flows| &flows.vlan_id)))
+        .add("inner_vlan_id", u16s_or_null(narrow(|flows| &flows.inner_vlan_id)))
+        .add("tunnel_type", texts.nullable(&tunnel_type)?)
+        .add("tunnel_id", wide_u32s_shifted(copy(units, count, |flows| &flows.tunnel_id)))
+        .add("tunnel_src_ip", texts.nullable(&tunnel_src_ip)?)
+        .add("tunnel_dst_ip", texts.nullable(&tunnel_dst_ip)?);
     out.finish()
 }
 

@@ -12,7 +12,7 @@ use foldhash::fast::RandomState;
 use weir_common::id;
 use weir_schema::protocol::protocol_name;
 use weir_schema::values::{
-    ConnectError, EndReason, Identity, Orientation, Reporter, TcpState, TimeQuality, Vantage,
+    ConnectError, EndReason, Identity, Orientation, Reporter, TcpState, TimeQuality, TunnelType, Vantage,
 };
 
 use super::flow::FlowUnit;
@@ -42,6 +42,10 @@ pub(super) struct Rows {
     pub(super) nat_src_ip: Vec<u32>,
     pub(super) nat_dst_ip: Vec<u32>,
     pub(super) orientation: Vec<u32>,
+    pub(super) interface: Vec<u32>,
+    pub(super) tunnel_type: Vec<u32>,
+    pub(super) tunnel_src_ip: Vec<u32>,
+    pub(super) tunnel_dst_ip: Vec<u32>,
 }
 
 /// One end of the flows.
@@ -67,6 +71,7 @@ pub(super) struct SetCodes {
     end_reason: Codes,
     connect_error: Codes,
     orientation: Codes,
+    tunnel_type: Codes,
     identity: Codes,
 }
 
@@ -116,6 +121,10 @@ impl Rows {
             nat_src_ip: ids(),
             nat_dst_ip: ids(),
             orientation: ids(),
+            interface: ids(),
+            tunnel_type: ids(),
+            tunnel_src_ip: ids(),
+            tunnel_dst_ip: ids(),
         }
     }
 
@@ -169,7 +178,8 @@ impl Rows {
             let dst = &addresses[at(&flows.dst_ip, row) as usize];
             let port = |column: &[u32]| u16::try_from(at(column, row)).unwrap_or(u16::MAX);
             self.primary.push(!overflow && is_primary(reporter, src.enrolled));
-            if overflow {
+            // Neither overflow nor what is not IP is between two addresses.
+            if overflow || (src.text == NULL && dst.text == NULL) {
                 self.community.push_null();
             } else {
                 let key = (src.ip, dst.ip, protocol, port(&flows.src_port), port(&flows.dst_port));
@@ -188,12 +198,16 @@ impl Rows {
             let at_dst = (reporter == Reporter::Destination).then_some(&local);
             self.src.push(src, at_src, overflow, &self.codes);
             self.dst.push(dst, at_dst, overflow, &self.codes);
-            let translated = |column: &[u32]| {
+            self.interface.push(string(&flows.interface, row));
+            self.tunnel_type.push(self.codes.tunnel_type.id(at(&flows.tunnel_type, row)));
+            let other_address = |column: &[u32]| {
                 let index = (at(column, row) as usize).checked_sub(1);
                 index.and_then(|index| addresses.get(index)).map_or(NULL, |address| address.text)
             };
-            self.nat_src_ip.push(translated(&flows.nat_src_ip));
-            self.nat_dst_ip.push(translated(&flows.nat_dst_ip));
+            self.nat_src_ip.push(other_address(&flows.nat_src_ip));
+            self.nat_dst_ip.push(other_address(&flows.nat_dst_ip));
+            self.tunnel_src_ip.push(other_address(&flows.tunnel_src_ip));
+            self.tunnel_dst_ip.push(other_address(&flows.tunnel_dst_ip));
         }
     }
 }
@@ -277,6 +291,7 @@ impl SetCodes {
             end_reason: texts.codes(|code| EndReason::from_code(code).map(EndReason::as_str)),
             connect_error: texts.codes(|code| ConnectError::from_code(code).map(ConnectError::as_str)),
             orientation: texts.codes(|code| Orientation::from_code(code).map(Orientation::as_str)),
+            tunnel_type: texts.codes(|code| TunnelType::from_code(code).map(TunnelType::as_str)),
             identity: texts.codes(|code| Identity::from_code(code).map(Identity::as_str)),
         }
     }

@@ -38,7 +38,7 @@ fn mapped(address: [u8; 4]) -> Vec<u8> {
 fn flows() -> FlowColumns {
     FlowColumns {
         rows: 4,
-        strings: ["", "curl", "/kubepods/x", "c0ffee", "uid-1", "nginx"].map(str::to_owned).to_vec(),
+        strings: ["", "curl", "/kubepods/x", "c0ffee", "uid-1", "nginx", "eth0"].map(str::to_owned).to_vec(),
         addresses: [
             mapped([10, 0, 0, 1]),
             mapped([10, 0, 0, 2]),
@@ -86,6 +86,13 @@ fn flows() -> FlowColumns {
         nat_src_port: vec![0, 999, 0, 0],
         nat_dst_ip: vec![1, 0, 0, 0],
         nat_dst_port: vec![8443, 0, 0, 0],
+        interface: vec![0, 0, 0, 6],
+        vlan_id: vec![0, 0, 0, 100],
+        inner_vlan_id: vec![0, 0, 0, 4095],
+        tunnel_type: vec![0, 0, 0, 3],
+        tunnel_id: vec![0, 0, 0, 1 << 32],
+        tunnel_src_ip: vec![0, 0, 0, 1],
+        tunnel_dst_ip: vec![0, 0, 0, 2],
     }
 }
 
@@ -164,6 +171,13 @@ fn a_flow_has_every_field_that_is_filled_and_no_other() {
     assert_eq!(rows[3]["handshake_us"], 0, "0 µs is not null");
     assert_eq!((&rows[3]["primary"], &rows[3]["reporter"]), (&json!(false), &json!("transit")));
     assert_eq!(rows[3]["time_quality"], "replayed");
+    let link =
+        ["interface", "vlan_id", "inner_vlan_id", "tunnel_type", "tunnel_id"].map(|name| &rows[3][name]);
+    assert_eq!(link, [&json!("eth0"), &json!(100), &json!(4095), &json!("gre"), &json!(u32::MAX)]);
+    assert_eq!(
+        (&rows[3]["tunnel_src_ip"], &rows[3]["tunnel_dst_ip"]),
+        (&json!("10.0.0.1"), &json!("10.0.0.2"))
+    );
 }
 
 #[test]

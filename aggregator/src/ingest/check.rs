@@ -5,7 +5,8 @@
 
 use weir_proto::v1::{AnomalyEvent, BatchBody, DnsEvent, FlowColumns, LossEvent};
 use weir_schema::values::{
-    ConnectError, EndReason, LossReason, LossStage, Orientation, Reporter, TcpState, TimeQuality, Vantage,
+    ConnectError, EndReason, LossReason, LossStage, Orientation, Reporter, TcpState, TimeQuality, TunnelType,
+    Vantage,
 };
 
 use super::error::{BatchError, Expected};
@@ -87,6 +88,13 @@ fn check_flows(flows: &FlowColumns) -> Result<(), BatchError> {
         rtt_max_us,
         src_retransmits,
         dst_retransmits,
+        interface,
+        vlan_id,
+        inner_vlan_id,
+        tunnel_type,
+        tunnel_id,
+        tunnel_src_ip,
+        tunnel_dst_ip,
         local_process,
         local_pid,
         local_cgroup,
@@ -125,6 +133,8 @@ fn check_flows(flows: &FlowColumns) -> Result<(), BatchError> {
         ("dst_port", dst_port, 65_535),
         ("nat_src_port", nat_src_port, 65_535),
         ("nat_dst_port", nat_dst_port, 65_535),
+        ("vlan_id", vlan_id, 4095),
+        ("inner_vlan_id", inner_vlan_id, 4095),
     ];
     for (field, values, max) in narrow {
         check.at_most(field, values, max)?;
@@ -156,7 +166,12 @@ fn check_flows(flows: &FlowColumns) -> Result<(), BatchError> {
     check.code("connect_error", connect_error, "connect_error or 0", |code| {
         code == 0 || ConnectError::from_code(code).is_some()
     })?;
+    check.code("tunnel_type", tunnel_type, "tunnel_type or 0", |code| {
+        code == 0 || TunnelType::from_code(code).is_some()
+    })?;
+    check.wide_at_most("tunnel_id", tunnel_id, 1 << 32)?;
     for (field, values) in [
+        ("interface", interface),
         ("local_process", local_process),
         ("local_cgroup", local_cgroup),
         ("local_container_id", local_container_id),
@@ -170,6 +185,8 @@ fn check_flows(flows: &FlowColumns) -> Result<(), BatchError> {
     check.index("dst_ip", dst_ip, table)?;
     check.index("nat_src_ip", nat_src_ip, table + 1)?;
     check.index("nat_dst_ip", nat_dst_ip, table + 1)?;
+    check.index("tunnel_src_ip", tunnel_src_ip, table + 1)?;
+    check.index("tunnel_dst_ip", tunnel_dst_ip, table + 1)?;
     check.times(*base_time_ns, end_delta_ns, duration_ns)
 }
 
@@ -189,6 +206,16 @@ impl Check {
         let expected = Expected::AtMost(u64::from(max));
         self.length(field, values)?;
         self.all(field, values, expected, |value| value <= max)
+    }
+
+    fn wide_at_most(&self, field: &'static str, values: &[u64], max: u64) -> Result<(), BatchError> {
+        self.length(field, values)?;
+        match values.iter().position(|value| *value > max) {
+            None => Ok(()),
+            Some(row) => {
+                Err(BatchError::Value { field, row, value: values[row], expected: Expected::AtMost(max) })
+            }
+        }
     }
 
     /// Every value, also the 0 of a column that is left out, is an index into a table of `length`.

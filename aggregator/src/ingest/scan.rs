@@ -161,13 +161,13 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 /// The columns of `FlowColumns`; what lies between is not given out.
-const COLUMN_TAGS: [std::ops::RangeInclusive<u32>; 3] = [10..=39, 50..=54, 60..=63];
+const COLUMN_TAGS: [std::ops::RangeInclusive<u32>; 3] = [10..=46, 50..=54, 60..=63];
 /// `flow_id_high` and `flow_id_low` are fixed64.
 const FIXED_TAG_MAX: u32 = 11;
-/// process, cgroup, container and pod, one to spare; each row refers to so many texts at most.
+/// process, cgroup, container, pod and interface; each row refers to so many texts at most.
 const STRINGS_PER_ROW: u64 = 5;
-/// src, dst and both of a translation.
-const ADDRESSES_PER_ROW: u64 = 4;
+/// src, dst, both of a translation and both of a tunnel.
+const ADDRESSES_PER_ROW: u64 = 6;
 /// Answers of one DNS exchange; what a 64 KiB message could hold is far more, and no name server sends it.
 const ANSWERS_MAX: u64 = 256;
 /// The catalogue's bound on `evidence`.
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn fields_that_are_not_known_are_refused() {
         let unknown: [(u8, &str, &[u32]); 4] = [
-            (1, "FlowColumns", &[5, 9, 40, 49, 55, 59, 64, 200]),
+            (1, "FlowColumns", &[5, 9, 47, 49, 55, 59, 64, 200]),
             (2, "DnsEvent", &[22, 200]),
             (3, "AnomalyEvent", &[15, 200]),
             (4, "LossEvent", &[7, 200]),
@@ -207,7 +207,7 @@ mod tests {
                 assert!(refused, "{name} {tag}: {found:?}");
             }
         }
-        for (kind, tag) in [(1, 10), (1, 39), (1, 50), (1, 54), (1, 60), (1, 63), (2, 21), (3, 14), (4, 6)] {
+        for (kind, tag) in [(1, 10), (1, 46), (1, 50), (1, 54), (1, 60), (1, 63), (2, 21), (3, 14), (4, 6)] {
             scan(&with_field(kind, tag), &Limits::default()).expect("a field of the wire format");
         }
     }

@@ -290,6 +290,22 @@ pub struct FlowColumns {
     pub src_retransmits: ::prost::alloc::vec::Vec<u32>,
     #[prost(uint32, repeated, tag = "39")]
     pub dst_retransmits: ::prost::alloc::vec::Vec<u32>,
+    /// Of the interface vantage. Index into `strings`; ids of VLAN tags, 0 is null; a code, 0 is null; value + 1;
+    /// indices into `addresses` + 1, 0 is null.
+    #[prost(uint32, repeated, tag = "40")]
+    pub interface: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "41")]
+    pub vlan_id: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "42")]
+    pub inner_vlan_id: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "43")]
+    pub tunnel_type: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint64, repeated, tag = "44")]
+    pub tunnel_id: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint32, repeated, tag = "45")]
+    pub tunnel_src_ip: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "46")]
+    pub tunnel_dst_ip: ::prost::alloc::vec::Vec<u32>,
     /// Of the reporting side: indices into `strings`, pid as it is (0 is null).
     #[prost(uint32, repeated, tag = "50")]
     pub local_process: ::prost::alloc::vec::Vec<u32>,

@@ -10,7 +10,7 @@ use prost::encoding::encoded_len_varint;
 use weir_proto::v1::FlowColumns;
 use weir_schema::values::{ConnectError, EndReason, TcpState, TimeQuality};
 
-use crate::flow::{FlowRecord, LocalIdentity};
+use crate::flow::{FlowRecord, LinkPart, LocalIdentity, Tunnel};
 
 /// Texts are cut here, at a character's boundary; the kernel's own limit of a path.
 pub(super) const TEXT_BYTES_MAX: usize = 4096;
@@ -76,6 +76,7 @@ impl Columns {
             dst_retransmits,
             nat,
             local,
+            link,
         } = flow;
         if self.columns.rows == 0 {
             self.columns.base_time_ns = *end_ns;
@@ -87,6 +88,7 @@ impl Columns {
             [src + 1, u32::from(nat.src_port), dst + 1, u32::from(nat.dst_port)]
         });
         let local = local.as_deref().map(|local| self.local(local)).unwrap_or_default();
+        let link = link.as_ref().map(|link| self.link(link)).unwrap_or_default();
 
         let columns = &mut self.columns;
         let id = u128::from_be_bytes(*flow_id);
@@ -108,6 +110,7 @@ impl Columns {
         wide(&mut columns.dst_bytes, *dst_bytes);
         wide(&mut columns.src_packets, *src_packets);
         wide(&mut columns.dst_packets, *dst_packets);
+        wide(&mut columns.tunnel_id, link.tunnel_id);
 
         let mut put = |column: &mut Vec<u32>, value: u32| {
             bytes += encoded_len_varint(u64::from(value));
@@ -145,6 +148,12 @@ impl Columns {
         put(&mut columns.nat_src_port, nat_src_port);
         put(&mut columns.nat_dst_ip, nat_dst_ip);
         put(&mut columns.nat_dst_port, nat_dst_port);
+        put(&mut columns.interface, link.interface);
+        put(&mut columns.vlan_id, link.vlan_id);
+        put(&mut columns.inner_vlan_id, link.inner_vlan_id);
+        put(&mut columns.tunnel_type, link.tunnel_type);
+        put(&mut columns.tunnel_src_ip, link.tunnel_src_ip);
+        put(&mut columns.tunnel_dst_ip, link.tunnel_dst_ip);
         self.bytes += bytes;
     }
 
@@ -186,6 +195,13 @@ impl Columns {
             rtt_max_us,
             src_retransmits,
             dst_retransmits,
+            interface,
+            vlan_id,
+            inner_vlan_id,
+            tunnel_type,
+            tunnel_id,
+            tunnel_src_ip,
+            tunnel_dst_ip,
             local_process,
             local_pid,
             local_cgroup,
@@ -205,6 +221,7 @@ impl Columns {
             dst_bytes,
             src_packets,
             dst_packets,
+            tunnel_id,
         ] {
             leave_out(column);
         }
@@ -231,6 +248,12 @@ impl Columns {
             rtt_max_us,
             src_retransmits,
             dst_retransmits,
+            interface,
+            vlan_id,
+            inner_vlan_id,
+            tunnel_type,
+            tunnel_src_ip,
+            tunnel_dst_ip,
             local_process,
             local_pid,
             local_cgroup,
@@ -249,6 +272,23 @@ impl Columns {
     fn local(&mut self, local: &LocalIdentity) -> [u32; 5] {
         let LocalIdentity { process, pid, cgroup_id: _, cgroup, container_id, pod_uid } = local;
         [self.text(process), *pid, self.text(cgroup), self.text(container_id), self.text(pod_uid)]
+    }
+
+    fn link(&mut self, link: &LinkPart) -> LinkCodes {
+        let LinkPart { interface, vlan_id, inner_vlan_id, tunnel } = link;
+        let mut codes = LinkCodes {
+            interface: self.text(interface),
+            vlan_id: u32::from(*vlan_id),
+            inner_vlan_id: u32::from(*inner_vlan_id),
+            ..LinkCodes::default()
+        };
+        if let Some(Tunnel { kind, id, src_ip, dst_ip }) = tunnel {
+            codes.tunnel_type = kind.code();
+            codes.tunnel_id = id.map_or(0, |id| u64::from(id) + 1);
+            codes.tunnel_src_ip = self.address(*src_ip) + 1;
+            codes.tunnel_dst_ip = self.address(*dst_ip) + 1;
+        }
+        codes
     }
 
     fn text(&mut self, text: &Arc<str>) -> u32 {
@@ -280,6 +320,18 @@ impl Columns {
             index
         })
     }
+}
+
+/// What a [`LinkPart`] is on the wire; all 0 without one.
+#[derive(Default)]
+struct LinkCodes {
+    interface: u32,
+    vlan_id: u32,
+    inner_vlan_id: u32,
+    tunnel_type: u32,
+    tunnel_id: u64,
+    tunnel_src_ip: u32,
+    tunnel_dst_ip: u32,
 }
 
 /// Numbers travel as value + 1, 0 is null.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use weir_proto::v1::FlowColumns;
 use weir_schema::values::{
-    ConnectError, EndReason, LossReason, LossStage, Orientation, Reporter, TcpState, TimeQuality, Vantage,
+    ConnectError, EndReason, LossReason, LossStage, Orientation, Reporter, TcpState, TimeQuality, TunnelType,
+    Vantage,
 };
 
 use super::*;
-use crate::flow::{LocalIdentity, NatTuple};
+use crate::flow::{LinkPart, LocalIdentity, NatTuple, Tunnel};
 
 /// The way back, written from ingest.proto alone.
 fn decode(batch: &EncodedBatch) -> (Vec<FlowRecord>, Vec<LossEvent>) {
@@ -83,9 +84,35 @@ fn rows(c: &FlowColumns) -> Vec<FlowRecord> {
                     dst_port: u(&c.nat_dst_port) as u16,
                 }),
                 local: known.then(|| Arc::new(local)),
+                link: link(c, row, &text, &ip),
             }
         })
         .collect()
+}
+
+fn link(
+    c: &FlowColumns,
+    row: usize,
+    text: &impl Fn(u32) -> Arc<str>,
+    ip: &impl Fn(u32) -> IpAddr,
+) -> Option<LinkPart> {
+    let u = |column: &[u32]| column.get(row).copied().unwrap_or_default();
+    let tunnel = TunnelType::from_code(u(&c.tunnel_type)).map(|kind| Tunnel {
+        kind,
+        id: c.tunnel_id.get(row).copied().unwrap_or_default().checked_sub(1).map(|id| id as u32),
+        src_ip: ip(u(&c.tunnel_src_ip) - 1),
+        dst_ip: ip(u(&c.tunnel_dst_ip) - 1),
+    });
+    let (vlan_id, inner_vlan_id) = (u(&c.vlan_id) as u16, u(&c.inner_vlan_id) as u16);
+    let link = LinkPart { interface: text(u(&c.interface)), vlan_id, inner_vlan_id, tunnel };
+    (link != LinkPart::default()).then_some(link)
+}
+
+fn some_link(ip: IpAddr, id: u32) -> LinkPart {
+    let kind = TunnelType::ALL[id as usize % TunnelType::ALL.len()];
+    let tunnel = Tunnel { kind, id: (kind != TunnelType::Ipip).then_some(id), src_ip: ip, dst_ip: ip };
+    let tunnel = (!id.is_multiple_of(3)).then_some(tunnel);
+    LinkPart { interface: "eth0".into(), vlan_id: id as u16 & 0xfff, inner_vlan_id: 0, tunnel }
 }
 
 fn address() -> impl Strategy<Value = IpAddr> {
@@ -158,6 +185,7 @@ fn flow() -> impl Strategy<Value = FlowRecord> {
             dst_retransmits: Some(0),
             nat: nat.then_some(NatTuple { src_ip: who.4, src_port: who.6, dst_ip: who.3, dst_port: who.5 }),
             local,
+            link: nat.then(|| some_link(who.3, who.2)),
         }
     })
 }

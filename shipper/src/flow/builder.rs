@@ -139,6 +139,7 @@ impl Builder {
                 self.owner(entry, sock, socks),
                 if value.cgroup == 0 { sock.map_or(0, |sock| sock.cgroup) } else { value.cgroup },
             ),
+            link: None,
         }
     }
 
@@ -245,6 +246,7 @@ impl Builder {
             dst_retransmits: None,
             nat: None,
             local: None,
+            link: None,
         }
     }
 }

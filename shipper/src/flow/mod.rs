@@ -13,4 +13,4 @@ mod merge;
 pub(crate) use builder::{Adopted, Builder, Interval, OverflowCell};
 pub(crate) use clock::Clock;
 pub(crate) use identity::{Identities, Owner};
-pub use record::{FlowRecord, LocalIdentity, LossRecord, NatTuple};
+pub use record::{FlowRecord, LinkPart, LocalIdentity, LossRecord, NatTuple, Tunnel};

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use weir_schema::values::{
-    ConnectError, EndReason, LossReason, LossStage, Orientation, Reporter, TcpState, Vantage,
+    ConnectError, EndReason, LossReason, LossStage, Orientation, Reporter, TcpState, TunnelType, Vantage,
 };
 
 /// What one vantage point saw of one conversation in one interval.
@@ -76,6 +76,34 @@ pub struct FlowRecord {
     pub nat: Option<NatTuple>,
     /// Who is on the reporting side.
     pub local: Option<Arc<LocalIdentity>>,
+    /// Where on the way it was counted, and in what; `None` at a socket.
+    pub link: Option<LinkPart>,
+}
+
+/// What only the interface vantage and capture files tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkPart {
+    /// Name of the interface; empty when unknown.
+    pub interface: Arc<str>,
+    /// Id of the outermost VLAN tag; 0 for none.
+    pub vlan_id: u16,
+    /// Id of the next VLAN tag within; 0 for none.
+    pub inner_vlan_id: u16,
+    /// What the packets came in.
+    pub tunnel: Option<Tunnel>,
+}
+
+/// A tunnel that carried the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// What kind of tunnel.
+    pub kind: TunnelType,
+    /// VNI, or GRE key.
+    pub id: Option<u32>,
+    /// Outer address on the side of `src`.
+    pub src_ip: IpAddr,
+    /// Outer address on the side of `dst`.
+    pub dst_ip: IpAddr,
 }
 
 /// The addresses that the application used, before a translation on this node.

@@ -190,6 +190,7 @@ impl Generator {
             src_retransmits: Some(0),
             dst_retransmits: None,
             nat: None,
+            link: None,
             local: self.pods.get(pair as usize).cloned(),
         }
     }

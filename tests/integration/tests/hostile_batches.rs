@@ -70,9 +70,9 @@ fn lies() -> Vec<Case> {
     let batches: [Spoiled<Batch>; 12] = [
         (
             "newer schema",
-            |batch| batch.schema_version = 2,
+            |batch| batch.schema_version = 3,
             Reason::SchemaVersion,
-            "schema_version 2 is newer",
+            "schema_version 3 is newer",
         ),
         ("no schema", |batch| batch.schema_version = 0, Reason::SchemaVersion, "schema_version 0"),
         ("unknown codec", |batch| batch.codec = 7, Reason::BadBatch, "codec 7"),
@@ -203,5 +203,12 @@ fn columns() -> Vec<Lie> {
         ("nat_src_port", |f| f.nat_src_port = vec![65_536, 0], "nat_src_port is 65536"),
         ("nat_dst_ip", |f| f.nat_dst_ip = vec![3, 0], "nat_dst_ip is 3 in row 0"),
         ("nat_dst_port", |f| f.nat_dst_port = vec![65_536, 0], "nat_dst_port is 65536"),
+        ("interface", |f| f.interface = vec![2, 0], "interface is 2 in row 0"),
+        ("vlan_id", |f| f.vlan_id = vec![0, 4096], "vlan_id is 4096 in row 1"),
+        ("inner_vlan_id", |f| f.inner_vlan_id = vec![4096, 0], "inner_vlan_id is 4096"),
+        ("tunnel_type", |f| f.tunnel_type = vec![0, 5], "tunnel_type is 5 in row 1"),
+        ("tunnel_id", |f| f.tunnel_id = vec![(1 << 32) + 1, 0], "tunnel_id is 4294967297"),
+        ("tunnel_src_ip", |f| f.tunnel_src_ip = vec![3, 0], "tunnel_src_ip is 3 in row 0"),
+        ("tunnel_dst_ip", |f| f.tunnel_dst_ip = vec![0, 3], "tunnel_dst_ip is 3 in row 1"),
     ]
 }

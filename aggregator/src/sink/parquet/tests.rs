@@ -119,7 +119,7 @@ fn a_file_says_where_its_rows_come_from_and_its_row_groups_are_sorted() {
         ("weir.journal_id", JOURNAL_HEX),
         ("weir.kind", "flow"),
         ("weir.next_position", "4"),
-        ("weir.schema_version", "1"),
+        ("weir.schema_version", "2"),
     ];
     assert_eq!(pairs, BTreeMap::from(due));
     let groups: Vec<i64> = metadata.row_groups().iter().map(RowGroupMetaData::num_rows).collect();
