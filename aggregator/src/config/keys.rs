@@ -32,7 +32,7 @@ pub const KEYS: &[Key] = &[
         16 << 20,
         1 << 44,
         "8GiB",
-        "Budget of the journal on disk; when it is spent, ingestion waits for the required sinks.",
+        "Budget of the journal on disk; when it is spent, ingestion waits for the required sinks. It must hold a segment and the largest record that the limits of ingest allow.",
     ),
     bytes("journal.segment_bytes", 64 << 10, 1 << 30, "64MiB", "Size of a file of the journal."),
     bytes(

@@ -138,6 +138,7 @@ impl Parser<'_> {
             },
             group: GroupOptions {
                 rows: values.u64("journal.group_rows"),
+                bytes: GroupOptions::bytes(&limits),
                 linger: values.duration("journal.group_linger"),
             },
             ingest: IngestConfig {
@@ -167,9 +168,14 @@ impl Parser<'_> {
             let expected = format!("at least ingest.payload_bytes_max ({payload_bytes_max})");
             self.wrong("ingest.window_bytes", &config.ingest.window_bytes, &expected);
         }
-        let two_segments = config.journal.segment_bytes.saturating_mul(2);
-        if config.journal.budget_bytes < two_segments {
-            let expected = format!("at least two segments of journal.segment_bytes ({two_segments})");
+        // A record that never fits would pause ingestion for good: no sink could make room for it.
+        let record = config.group.record_bytes_max(&config.ingest.limits);
+        let needed = record.max(config.journal.segment_bytes).saturating_add(config.journal.segment_bytes);
+        if config.journal.budget_bytes < needed {
+            let expected = format!(
+                "at least {needed}: journal.segment_bytes twice, or once and the largest record that ingest.decoded_bytes_max, \
+                 ingest.rows_max and journal.group_rows allow ({record})"
+            );
             self.wrong("journal.bytes_max", &config.journal.budget_bytes, &expected);
         }
         if let Some(parquet) = config.parquet.as_ref().filter(|parquet| parquet.dir == config.journal.dir) {
@@ -368,5 +374,46 @@ mod tests {
             "journal.bytes_max",
         ];
         assert_eq!(keys, expected, "{errors}");
+    }
+
+    #[test]
+    fn a_journal_has_room_for_the_largest_record() {
+        let with = |bytes_max: u64| {
+            load(&[
+                ("journal.bytes_max", &bytes_max.to_string()),
+                ("journal.segment_bytes", "1MiB"),
+                ("journal.group_rows", "1000"),
+                ("ingest.decoded_bytes_max", "4MiB"),
+                ("ingest.rows_max", "10000"),
+            ])
+        };
+        // Texts, rows, header, streams; and a segment.
+        let record = 8 * (4 << 20) + 11_000 * 208 + 1000 * 128 + (1 << 20);
+        let needed = record + (1 << 20);
+        assert_eq!(with(needed).unwrap().journal.budget_bytes, needed);
+        let error = with(needed - 1).unwrap_err().to_string();
+        for words in
+            ["journal.bytes_max", &needed.to_string(), &record.to_string(), "ingest.decoded_bytes_max"]
+        {
+            assert!(error.contains(words), "no {words:?} in: {error}");
+        }
+        let error = load(&[("journal.bytes_max", "16MiB")]).unwrap_err();
+        assert_eq!(error.iter().count(), 1, "{error}");
+    }
+
+    #[test]
+    fn no_configuration_reaches_the_largest_record_of_a_log() {
+        let config = load(&[
+            ("journal.bytes_max", "16TiB"),
+            ("journal.group_rows", "1048576"),
+            ("ingest.decoded_bytes_max", "64MiB"),
+            ("ingest.payload_bytes_max", "64MiB"),
+            ("ingest.window_bytes", "64MiB"),
+            ("ingest.memory_bytes", "1GiB"),
+            ("ingest.rows_max", "524288"),
+        ])
+        .unwrap();
+        let largest = config.group.record_bytes_max(&config.ingest.limits);
+        assert!(largest < u64::from(crate::journal::RECORD_BYTES_MAX), "{largest}");
     }
 }

@@ -265,10 +265,9 @@ impl JournalError {
     }
 }
 
-/// No legal group reaches it, under any configuration: one text may stand in the dictionaries of eight columns, so a group
-/// of `GROUP_BYTES_MAX`, or of one batch of 64 MiB, has 512 MiB of texts at most; 1.5 Mi rows (`journal.group_rows` and
-/// `ingest.rows_max` at their greatest) have 312 MiB of other columns.
-const RECORD_BYTES_MAX: u32 = 1 << 30;
+/// No legal group reaches it, under any configuration: see `GroupOptions::record_bytes_max`, which is 953 MiB with all limits
+/// at their greatest (64 MiB a batch, 1.5 Mi rows).
+pub(crate) const RECORD_BYTES_MAX: u32 = 1 << 30;
 
 /// For a checkpoint at a start, while no shipper is connected and the clock may be wrong.
 pub const FORGET_NOTHING: i64 = i64::MIN;

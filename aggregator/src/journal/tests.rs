@@ -33,6 +33,7 @@ use crate::ingest::sequence::Verdict;
 use crate::metrics::Metrics;
 
 mod aside;
+mod largest;
 
 const SINK: SinkSpec = SinkSpec { name: "test", required: true };
 
@@ -79,7 +80,7 @@ impl Bench {
             reporter,
             registry: Arc::clone(&registry),
             enricher: Arc::new(ArcSwap::from_pointee(Snapshot::new(Sources::default()))),
-            group: GroupOptions { rows: 100, linger: Duration::ZERO },
+            group: GroupOptions { rows: 100, bytes: 16 << 20, linger: Duration::ZERO },
             metrics: Metrics::new(&mut MetricsRegistry::default(), &cursors),
             health: health.clone(),
             streams_ended: streams_ended.clone(),

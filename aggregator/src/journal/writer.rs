@@ -23,6 +23,7 @@ use super::{Journal, checkpoint};
 use crate::accepted::Accepted;
 use crate::columns::{self, OwnLoss};
 use crate::enrich::Enricher;
+use crate::ingest::limits::Limits;
 use crate::ingest::registry::Registry;
 use crate::metrics::Metrics;
 
@@ -31,6 +32,8 @@ use crate::metrics::Metrics;
 pub struct GroupOptions {
     /// A group is closed once it has this many rows.
     pub rows: u64,
+    /// Decoded bytes of a group of more than one unit, at most.
+    pub bytes: u64,
     /// How long a group waits for more.
     pub linger: Duration,
 }
@@ -122,7 +125,7 @@ impl Writer {
         let deadline = tokio::time::Instant::now() + self.group.linger;
         while group.rows < self.group.rows {
             match tokio::time::timeout_at(deadline, self.queue.recv()).await {
-                Ok(Some(unit)) if group.takes(&unit) => group.push(unit),
+                Ok(Some(unit)) if group.takes(&unit, self.group.bytes) => group.push(unit),
                 Ok(Some(unit)) => {
                     *held = Some(unit);
                     break;
@@ -286,10 +289,27 @@ impl Writer {
     }
 }
 
+impl GroupOptions {
+    /// The bytes of a group, from the largest batch: no more than that, so that a group is no larger on disk than a batch
+    /// can be.
+    pub fn bytes(limits: &Limits) -> u64 {
+        limits.decoded_bytes_max.min(GROUP_BYTES_MAX)
+    }
+
+    /// Bytes of the largest journal record. One text may stand in the dictionaries of [`TEXT_COLUMNS`] columns, and a
+    /// group that lacks one row may be joined by the largest batch.
+    pub fn record_bytes_max(&self, limits: &Limits) -> u64 {
+        let texts = self.bytes.max(limits.decoded_bytes_max).saturating_mul(TEXT_COLUMNS);
+        let rows = self.rows.saturating_add(limits.rows_max).saturating_mul(ROW_BYTES_MAX);
+        let ranges = self.rows.saturating_mul(RANGE_BYTES_MAX);
+        texts.saturating_add(rows).saturating_add(ranges).saturating_add(STREAMS_BYTES_MAX)
+    }
+}
+
 impl Group {
     /// Whether a unit may join: one alone always may.
-    fn takes(&self, unit: &Accepted) -> bool {
-        self.units.is_empty() || self.bytes.saturating_add(unit.decoded_bytes()) <= GROUP_BYTES_MAX
+    fn takes(&self, unit: &Accepted, bytes_max: u64) -> bool {
+        self.units.is_empty() || self.bytes.saturating_add(unit.decoded_bytes()) <= bytes_max
     }
 
     fn push(&mut self, unit: Accepted) {
@@ -330,6 +350,14 @@ impl WriterError {
 
 /// How often a paused writer looks whether there is room.
 const PAUSE_CHECK: Duration = Duration::from_millis(100);
-/// Decoded bytes of a group of more than one unit, at most: texts of one unit are in up to eight columns' dictionaries, and
-/// a record must stay below the log's limit.
+/// Decoded bytes of a group of more than one unit, at most, under any configuration: a record must stay below the log's
+/// limit.
 const GROUP_BYTES_MAX: u64 = 16 << 20;
+/// Process, cgroup, container and pod uid, of either side.
+const TEXT_COLUMNS: u64 = 8;
+/// A row in all columns that hold no texts of their own, and its indices into those that do.
+const ROW_BYTES_MAX: u64 = 208;
+/// What a record's header says of one unit.
+const RANGE_BYTES_MAX: u64 = 128;
+/// Schemas, and the ends of four IPC streams.
+const STREAMS_BYTES_MAX: u64 = 1 << 20;
