@@ -39,6 +39,18 @@ impl SmallDisk {
         self.folder.path()
     }
 
+    /// Has it hold so many more files than it has now. With none, files that are there may grow, and new ones meet a full
+    /// disk.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    pub fn allow_more_files(&self, count: u64) {
+        let stat = rustix::fs::statvfs(self.path()).expect("the disk is mounted");
+        let files = stat.f_files - stat.f_ffree + count;
+        mount_remount(self.path(), MountFlags::empty(), format!("nr_inodes={files}"))
+            .unwrap_or_else(|errno| panic!("limit the files on {}: {errno}", self.path().display()));
+    }
+
     /// Gives it another size, with what is on it.
     ///
     /// # Panics

@@ -264,6 +264,62 @@ fn a_journal_that_lost_what_parquet_has_goes_on_after_it() {
 }
 
 #[test]
+fn a_full_disk_under_the_note_of_reported_damage_puts_the_note_off() {
+    let Some(duckdb) = DuckDb::find() else { return };
+    let Some(disk) = SmallDisk::mount(64 << 20) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut setup = setup(dir.path());
+    setup.generator.events = 20_000;
+    let journal = disk.path().join("journal");
+    let here = format!("journal.dir={}", journal.display());
+    let calm = ["parquet.roll_age=1h", "parquet.roll_bytes=1GiB"].map(str::to_owned);
+    setup.aggregator.set = [&[here.clone()][..], &calm].concat();
+    let mut server = setup.aggregator.start(None);
+    setup.generator.start(None).wait_success();
+    server.kill_9();
+    let paths = segments(&journal);
+    assert!(paths.len() > 2, "{paths:?}");
+    flip(&paths[1], fs::metadata(&paths[1]).unwrap().len() / 2);
+
+    // The segments that are there have room; the note would be a new file, which has none.
+    disk.allow_more_files(0);
+    setup.aggregator.set = vec![here];
+    let mut server = setup.aggregator.start(None);
+    wait_for("the loss row", || server.log_tail(), || setup.aggregator.has("loss"));
+    let note = journal.join("damage-reported");
+    let home = setup.aggregator.home.clone();
+    let log = || fs::read_to_string(home.join("aggregator.log")).unwrap();
+    wait_for("a word about the note", log, || log().contains("no room to remember reported damage"));
+    assert!(!note.exists());
+
+    // With room, it is written with the next record.
+    disk.allow_more_files(16);
+    let sent = setup.generator.events;
+    setup.generator.events += INTERVAL;
+    setup.generator.start(None).wait_success();
+    wait_for("the note", log, || note.exists());
+    let noted = fs::read_to_string(&note).unwrap();
+    assert_eq!(noted.lines().count(), 1, "{noted}");
+    assert!(server.is_running(), "{}", server.log_tail());
+    server.kill_9();
+    let mut server = setup.aggregator.start(None);
+    wait_for("a start", log, || {
+        http_get(setup.aggregator.admin, "/readyz").is_ok_and(|(code, _)| code == 200)
+    });
+    server.terminate();
+    server.wait_success();
+
+    let (delivered, losses) = setup.result(&duckdb);
+    let missing = i128::from(sent + INTERVAL) - delivered;
+    println!(
+        "SOAK full disk under the note of damage: {missing} of {} events missing, {losses:?}",
+        sent + INTERVAL
+    );
+    assert!(missing > 0, "the damaged record was read");
+    assert_one_loss(&losses, "journal", "corrupt");
+}
+
+#[test]
 fn a_full_disk_of_the_journal_is_a_pause() {
     let Some(duckdb) = DuckDb::find() else { return };
     let Some(disk) = SmallDisk::mount(2 << 20) else { return };
