@@ -17,17 +17,17 @@ use tokio::net::TcpListener;
 /// What keeps the process from being ready, by subject; shared by all who know.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
-    problems: Arc<Mutex<BTreeMap<&'static str, String>>>,
+    problems: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 impl Health {
     /// States that a subject is not ready, and why, in words for a person.
-    pub fn unready(&self, subject: &'static str, why: impl Into<String>) {
-        self.lock().insert(subject, why.into());
+    pub fn unready(&self, subject: &str, why: impl Into<String>) {
+        self.lock().insert(subject.to_owned(), why.into());
     }
 
     /// States that a subject is ready.
-    pub fn ready(&self, subject: &'static str) {
+    pub fn ready(&self, subject: &str) {
         self.lock().remove(subject);
     }
 
@@ -41,7 +41,7 @@ impl Health {
         self.lock().iter().map(|(subject, why)| format!("{subject}: {why}\n")).collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, String>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

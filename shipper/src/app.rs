@@ -160,9 +160,9 @@ async fn open(
     source: SourceOptions,
     metrics: &Metrics,
 ) -> Result<(Spool, Source), RunError> {
-    let (options, metrics) = (config.spool.clone(), metrics.clone());
+    let (options, names, metrics) = (config.spool.clone(), config.aggregators.clone(), metrics.clone());
     tokio::task::spawn_blocking(move || {
-        let spool = Spool::open(options, metrics)?;
+        let spool = Spool::open_for(options, &names, metrics)?;
         let source = match source {
             SourceOptions::Capture(capture) => Source::Capture(Box::new(Capture::open(&capture)?)),
             SourceOptions::Generator(generator) => Source::Generator(Generator::open(generator)?),

@@ -72,14 +72,16 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
 struct Rebind {
     /// To the journal with this id.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", required_unless_present = "accept_new", conflicts_with = "accept_new")]
     to_journal: Option<String>,
     /// To the next journal that it meets.
     #[arg(long)]
     accept_new: bool,
+    /// Name of the aggregator whose journal is lost; may be left out if the spool knows one only.
+    #[arg(long, value_name = "NAME")]
+    of: Option<String>,
 }
 
 /// The program, from its arguments to its exit code.
@@ -178,9 +180,10 @@ fn unload(config: Config, discard: bool) -> u8 {
     }
 }
 
-fn bind(config: Config, Rebind { to_journal, accept_new: _ }: &Rebind) -> u8 {
+fn bind(config: Config, Rebind { to_journal, accept_new: _, of }: &Rebind) -> u8 {
     let journal = to_journal.as_deref().map(rebind::journal_id).transpose();
-    match journal.and_then(|journal| rebind::rebind(config.spool, journal)) {
+    let Config { spool, aggregators, .. } = config;
+    match journal.and_then(|journal| rebind::rebind_of(spool, &aggregators, of.as_deref(), journal)) {
         Ok(done) => {
             println!("{done}");
             exit::OK
@@ -236,7 +239,7 @@ mod tests {
         .unwrap();
         let config = Config::load(None, &arguments.common.flags()).unwrap();
         assert_eq!((config.body_bytes, config.client.node.as_str()), (65_536, "n1"));
-        assert_eq!(config.client.addresses, ["a:1", "b:2"]);
+        assert_eq!(config.client.aggregators[0].addresses, ["a:1", "b:2"]);
         Arguments::try_parse_from(["weir-shipper", "rebind"]).unwrap_err();
         Arguments::try_parse_from(["weir-shipper", "rebind", "--accept-new", "--to-journal", "x"])
             .unwrap_err();

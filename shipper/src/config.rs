@@ -7,13 +7,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::Value as Json;
 use weir_common::config::{ConfigErrors, Key, LoadOptions, ValueKind, Values};
 use weir_common::logging::Format;
 
 use crate::batch::PAYLOAD_BYTES_MAX;
-use crate::client::ClientOptions;
+use crate::client::{AggregatorOptions, ClientOptions, rendezvous};
 use crate::probe::CaptureConfig;
-use crate::spool::SpoolOptions;
+use crate::spool::{ONLY_AGGREGATOR, SpoolOptions};
 
 /// Environment variables begin with this.
 pub const ENV_PREFIX: &str = "WEIR_SHIPPER_";
@@ -41,6 +42,30 @@ pub const KEYS: &[Key] = &[
         ValueKind::Structure("list of host:port"),
         "[\"127.0.0.1:9464\"]",
         "Where the aggregator listens; several addresses of the same one are tried in turn.",
+    ),
+    key(
+        "aggregator.name",
+        ValueKind::Text,
+        ONLY_AGGREGATOR,
+        "Its name in the spool, in metrics and logs, 1 to 63 of a-z, 0-9, `.`, `_` and `-`. It stays with the aggregator's volume.",
+    ),
+    key(
+        "aggregator.others",
+        ValueKind::Structure("list of {name, addresses}"),
+        "[]",
+        "Further aggregators, each with a name and its own list of host:port. Which one this node prefers is said by aggregator.order.",
+    ),
+    key(
+        "aggregator.order",
+        ValueKind::Choice(&["hash", "listed"]),
+        "hash",
+        "`hash`: by the names of node and aggregator, so that nodes spread evenly. `listed`: aggregator.addresses first, then the others as listed.",
+    ),
+    key(
+        "aggregator.takeover_after",
+        span(100, 24 * HOUR_MS),
+        "30s",
+        "How long an aggregator may be out of reach until batches that were never sent to it go to the next one.",
     ),
     key("spool.dir", ValueKind::Text, "/var/lib/weir/spool", "Folder of the spool; one shipper each."),
     key(
@@ -183,8 +208,10 @@ pub struct Config {
     pub unload_on_exit: bool,
     /// Where a batch is closed, bytes before compression.
     pub body_bytes: usize,
-    /// The aggregator's side.
+    /// The aggregators' side.
     pub client: ClientOptions,
+    /// Names of the aggregators as they are listed, that of `aggregator.addresses` first.
+    pub aggregators: Vec<String>,
     /// For the spool to be sent after the end of capture.
     pub drain_timeout: Duration,
     /// Metrics and health.
@@ -216,7 +243,11 @@ impl Config {
         if cluster.is_empty() || cluster.len() > 63 || !cluster.bytes().all(allowed) {
             errors.push("cluster", "cluster", &cluster, "1 to 63 of a-z, 0-9, `.` and `-`");
         }
-        let addresses = addresses(values, &mut errors);
+        let mut aggregators = aggregators(values, &mut errors);
+        let names = aggregators.iter().map(|aggregator| aggregator.name.clone()).collect();
+        if values.text("aggregator.order") == "hash" {
+            rendezvous(&node, &mut aggregators, |aggregator| &aggregator.name);
+        }
         let admin = address(values.text("admin.listen"), &mut errors);
         let number = |path| u32::try_from(values.u64(path)).unwrap_or(u32::MAX);
         let config = Self {
@@ -238,7 +269,8 @@ impl Config {
             unload_on_exit: values.bool("capture.unload_on_exit"),
             body_bytes: usize::try_from(values.bytes("batch.bytes")).unwrap_or(PAYLOAD_BYTES_MAX),
             client: ClientOptions {
-                addresses,
+                aggregators,
+                takeover_after: values.duration("aggregator.takeover_after"),
                 node,
                 cluster,
                 connect_timeout: values.duration("client.connect_timeout"),
@@ -251,6 +283,7 @@ impl Config {
                 window_batches: usize::try_from(values.u64("client.window_batches")).unwrap_or(usize::MAX),
                 window_bytes: values.bytes("client.window_bytes"),
             },
+            aggregators: names,
             drain_timeout: values.duration("drain.timeout"),
             admin,
             log_format: if values.text("log.format") == "json" { Format::Json } else { Format::Human },
@@ -266,19 +299,71 @@ impl Config {
 fn addresses(values: &Values, errors: &mut ConfigErrors) -> Vec<String> {
     const PATH: &str = "aggregator.addresses";
     let json = values.structure(PATH);
-    let list: Vec<String> = json
-        .as_array()
-        .map(|items| items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect())
-        .unwrap_or_default();
-    let whole = json.as_array().is_some_and(|items| items.len() == list.len() && !items.is_empty());
+    address_list(json).unwrap_or_else(|| {
+        errors.push(PATH, PATH, &json.to_string(), "a list of 1 to 64 host:port");
+        Vec::new()
+    })
+}
+
+fn address_list(json: &Json) -> Option<Vec<String>> {
+    let list: Option<Vec<String>> =
+        json.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect();
     let sound = |address: &String| {
         address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
     };
-    if !whole || !list.iter().all(sound) || list.len() > 64 {
-        errors.push(PATH, PATH, &json.to_string(), "a list of 1 to 64 host:port");
-    }
-    list
+    list.filter(|list| (1..=64).contains(&list.len()) && list.iter().all(sound))
 }
+
+/// All aggregators as they are listed, that of `aggregator.addresses` first.
+fn aggregators(values: &Values, errors: &mut ConfigErrors) -> Vec<AggregatorOptions> {
+    const OTHERS: &str = "aggregator.others";
+    let name = values.text("aggregator.name").to_owned();
+    if !is_name(&name) {
+        errors.push("aggregator.name", "aggregator.name", &name, NAME);
+    }
+    let mut all = vec![AggregatorOptions { name, addresses: addresses(values, errors) }];
+    let json = values.structure(OTHERS);
+    let Some(others) = json.as_array().filter(|others| others.len() < AGGREGATORS_MAX) else {
+        errors.push(OTHERS, OTHERS, &json.to_string(), "a list of at most 63 {name, addresses}");
+        return all;
+    };
+    for (index, other) in others.iter().enumerate() {
+        let path = format!("{OTHERS}[{index}]");
+        let mut wrong =
+            |value: &Json, expected: &str| errors.push(OTHERS, &path, &value.to_string(), expected);
+        let Some(other) = other.as_object() else {
+            wrong(other, "a map with name and addresses");
+            continue;
+        };
+        if let Some(key) = other.keys().find(|key| !["name", "addresses"].contains(&key.as_str())) {
+            wrong(&Json::from(key.as_str()), "no other keys than name and addresses");
+        }
+        let (name, list) = (other.get("name").unwrap_or(&Json::Null), other.get("addresses"));
+        let list = list.unwrap_or(&Json::Null);
+        let Some(name) = name.as_str().filter(|name| is_name(name)) else {
+            wrong(name, NAME);
+            continue;
+        };
+        if all.iter().any(|aggregator| aggregator.name == name) {
+            wrong(&Json::from(name), "a name of its own");
+        }
+        let Some(addresses) = address_list(list) else {
+            wrong(list, "addresses: a list of 1 to 64 host:port");
+            continue;
+        };
+        all.push(AggregatorOptions { name: name.to_owned(), addresses });
+    }
+    all
+}
+
+fn is_name(text: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
+    (1..=63).contains(&text.len()) && text.bytes().all(good)
+}
+
+const NAME: &str = "a name, 1 to 63 of a-z, 0-9, `.`, `_` and `-`";
+/// Each has a lane, and labels in metrics.
+const AGGREGATORS_MAX: usize = 64;
 
 fn address(text: &str, errors: &mut ConfigErrors) -> Option<SocketAddr> {
     if text.is_empty() {
@@ -306,10 +391,37 @@ mod tests {
     #[test]
     fn the_defaults_are_a_configuration() {
         let config = Config::load(None, &[]).unwrap();
-        assert_eq!(config.client.addresses, ["127.0.0.1:9464"]);
+        let addresses = vec!["127.0.0.1:9464".to_owned()];
+        assert_eq!(config.client.aggregators, [AggregatorOptions { name: "default".into(), addresses }]);
         assert_eq!(config.client.node, host_name());
         assert_eq!(config.spool.bytes_max, 1 << 30);
         assert_eq!(config.capture, CaptureConfig::default());
+    }
+
+    #[test]
+    fn aggregators_have_an_order() {
+        let others = r#"[{"name": "b", "addresses": ["b:1", "b:2"]}, {"name": "c", "addresses": ["c:1"]}]"#;
+        let load = |node: &str, order: &str| {
+            let flags = [
+                flag("node", node),
+                flag("aggregator.name", "a"),
+                flag("aggregator.others", others),
+                flag("aggregator.order", order),
+            ];
+            let config = Config::load(None, &flags).unwrap();
+            assert_eq!(config.aggregators, ["a", "b", "c"]);
+            config.client.aggregators.into_iter().map(|aggregator| aggregator.name).collect::<Vec<_>>()
+        };
+        assert_eq!(load("n", "listed"), ["a", "b", "c"]);
+        let first: std::collections::BTreeSet<_> =
+            (0..50).map(|node| load(&format!("n{node}"), "hash").swap_remove(0)).collect();
+        assert_eq!(first.len(), 3, "{first:?}");
+        let bad = r#"[{"name": "default", "addresses": ["b:1"]}, {"name": "B", "addresses": ["b:1"]},
+                      {"name": "c", "addresses": []}, 7, {"name": "d", "addresses": ["d:1"], "port": 1}]"#;
+        let errors = Config::load(None, &[flag("aggregator.others", bad)]).unwrap_err();
+        let keys: Vec<_> = errors.iter().map(|error| error.key.as_str()).collect();
+        let expected: Vec<_> = (0..5).map(|index| format!("aggregator.others[{index}]")).collect();
+        assert_eq!(keys, expected, "{errors}");
     }
 
     #[test]

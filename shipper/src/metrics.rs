@@ -38,6 +38,10 @@ const fn gauge(name: &'static str, help: &'static str) -> Metric {
     Metric { name, kind: "gauge", label: "", help }
 }
 
+const fn by_aggregator(name: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind: "gauge", label: "aggregator", help }
+}
+
 /// Every metric of the shipper's delivery.
 pub const METRICS: &[Metric] = &[
     counter(
@@ -73,8 +77,22 @@ pub const METRICS: &[Metric] = &[
     gauge("weir_shipper_in_flight_bytes", "Encoded bytes of these batches"),
     gauge("weir_shipper_spool_bytes", "Bytes of the spool on disk"),
     gauge("weir_shipper_spool_budget_bytes", "Bytes that the spool may use: spool.bytes_max"),
-    gauge("weir_shipper_unacked_batches", "Batches sent on the open connection and not yet acknowledged"),
-    gauge("weir_shipper_connected", "1 while an aggregator has welcomed this shipper"),
+    by_aggregator(
+        "weir_shipper_unacked_batches",
+        "Batches sent on the open connection to this aggregator and not yet acknowledged",
+    ),
+    by_aggregator("weir_shipper_connected", "1 while this aggregator has welcomed this shipper"),
+    by_aggregator("weir_shipper_chosen", "1 for the aggregator that new batches go to"),
+    by_aggregator(
+        "weir_shipper_aggregator_in_flight_batches",
+        "Batches and skips that belong to this aggregator, because they or those before them may have arrived there, \
+         and are not acknowledged",
+    ),
+    counter(
+        "weir_shipper_takeovers",
+        "aggregator",
+        "Times that this aggregator was out of reach for so long that what was never sent to it went to another one",
+    ),
     counter("weir_shipper_connects", "", "Streams that were welcomed by an aggregator"),
     counter("weir_shipper_disconnects", "reason", "Streams that ended or could not be opened, by reason"),
     counter("weir_shipper_epochs", "reason", "New epochs, by reason"),
@@ -94,6 +112,11 @@ const KERNEL_MAPS: [(&str, &str); 4] =
 
 /// A family with one label.
 pub type ByLabel = Family<[(&'static str, &'static str); 1], Counter>;
+
+/// A gauge of each aggregator, by its configured name.
+pub type GaugeByAggregator = Family<[(&'static str, String); 1], Gauge<u64, AtomicU64>>;
+/// A counter of each aggregator, by its configured name.
+pub type CounterByAggregator = Family<[(&'static str, String); 1], Counter>;
 
 /// Handles to the values; clones share them. Also what an embedding program shows of a running shipper.
 #[derive(Clone, Debug, Default)]
@@ -120,8 +143,11 @@ pub struct Metrics {
     pub in_flight_bytes: Gauge<u64, AtomicU64>,
     pub spool_bytes: Gauge<u64, AtomicU64>,
     pub spool_budget_bytes: Gauge<u64, AtomicU64>,
-    pub unacked_batches: Gauge<u64, AtomicU64>,
-    pub connected: Gauge<u64, AtomicU64>,
+    pub unacked_batches: GaugeByAggregator,
+    pub connected: GaugeByAggregator,
+    pub chosen: GaugeByAggregator,
+    pub aggregator_in_flight_batches: GaugeByAggregator,
+    pub takeovers: CounterByAggregator,
     pub connects: Counter,
     pub disconnects: ByLabel,
     pub epochs: ByLabel,
@@ -157,6 +183,9 @@ impl Metrics {
             spool_budget_bytes,
             unacked_batches,
             connected,
+            chosen,
+            aggregator_in_flight_batches,
+            takeovers,
             connects,
             disconnects,
             epochs,
@@ -171,6 +200,8 @@ impl Metrics {
                 Registered::Counter(counter) => registry.register(full, help, counter),
                 Registered::Gauge(gauge) => registry.register(full, help, gauge),
                 Registered::Family(family) => registry.register(full, help, family),
+                Registered::Gauges(family) => registry.register(full, help, family),
+                Registered::Counters(family) => registry.register(full, help, family),
             }
         };
         put("captured_events", Registered::Counter(captured_events));
@@ -194,8 +225,11 @@ impl Metrics {
         put("in_flight_bytes", Registered::Gauge(in_flight_bytes));
         put("spool_bytes", Registered::Gauge(spool_bytes));
         put("spool_budget_bytes", Registered::Gauge(spool_budget_bytes));
-        put("unacked_batches", Registered::Gauge(unacked_batches));
-        put("connected", Registered::Gauge(connected));
+        put("unacked_batches", Registered::Gauges(unacked_batches));
+        put("connected", Registered::Gauges(connected));
+        put("chosen", Registered::Gauges(chosen));
+        put("aggregator_in_flight_batches", Registered::Gauges(aggregator_in_flight_batches));
+        put("takeovers", Registered::Counters(takeovers));
         put("connects", Registered::Counter(connects));
         put("disconnects", Registered::Family(disconnects));
         put("epochs", Registered::Family(epochs));
@@ -238,6 +272,16 @@ impl Metrics {
         self.in_flight_bytes.set(bytes);
     }
 
+    /// Gives each family of aggregators a sample: one without is left out of a scrape.
+    pub fn any_aggregator(&self) {
+        let Self { unacked_batches, connected, chosen, aggregator_in_flight_batches, takeovers, .. } = self;
+        let any = [("aggregator", "any".to_owned())];
+        for family in [unacked_batches, connected, chosen, aggregator_in_flight_batches] {
+            drop(family.get_or_create(&any));
+        }
+        drop(takeovers.get_or_create(&any));
+    }
+
     /// Events dropped for any reason.
     pub fn dropped_events_sum(&self) -> u64 {
         LossReason::ALL.iter().map(|reason| self.dropped_events_of(*reason)).sum()
@@ -253,6 +297,8 @@ enum Registered {
     Counter(Counter),
     Gauge(Gauge<u64, AtomicU64>),
     Family(ByLabel),
+    Gauges(GaugeByAggregator),
+    Counters(CounterByAggregator),
 }
 
 #[cfg(test)]
@@ -266,6 +312,7 @@ mod tests {
         for family in [&metrics.disconnects, &metrics.epochs] {
             family.get_or_create(&[("reason", "any")]).inc();
         }
+        metrics.any_aggregator();
         for total in [4, 9] {
             metrics.kernel(&[("socks_full", total), ("parse_failed", 3)]);
         }

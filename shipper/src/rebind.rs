@@ -6,7 +6,7 @@
 use weir_common::id::{hex, uuid_text};
 
 use crate::metrics::Metrics;
-use crate::spool::{Id, OutboxError, Spool, SpoolError, SpoolOptions};
+use crate::spool::{Id, ONLY_AGGREGATOR, OutboxError, Spool, SpoolError, SpoolOptions};
 
 /// What was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,12 @@ pub enum RebindError {
         /// What was given.
         text: String,
     },
+    /// Which one is meant is not clear.
+    #[error("the spool knows these aggregators: {known}; name the one whose journal is lost with --of")]
+    Aggregator {
+        /// Their names.
+        known: String,
+    },
     /// It could not be opened, for instance because the shipper runs.
     #[error("open the spool")]
     Spool(#[from] SpoolError),
@@ -45,11 +51,28 @@ pub enum RebindError {
     Outbox(#[from] OutboxError),
 }
 
-/// Binds a spool to another journal.
+/// Binds the spool of one aggregator to another journal.
 pub fn rebind(spool: SpoolOptions, to: Option<Id>) -> Result<Rebound, RebindError> {
-    let spool = Spool::open(spool, Metrics::default())?;
-    let outbox = spool.outbox();
-    let from = outbox.head().journal;
+    rebind_of(spool, &[ONLY_AGGREGATOR.to_owned()], None, to)
+}
+
+/// Binds what belongs to the aggregator named `of` to another journal; it may be left out if there is one only.
+pub fn rebind_of(
+    spool: SpoolOptions,
+    aggregators: &[String],
+    of: Option<&str>,
+    to: Option<Id>,
+) -> Result<Rebound, RebindError> {
+    let spool = Spool::open_for(spool, aggregators, Metrics::default())?;
+    let mut known: Vec<String> = spool.outbox().aggregators().into_keys().collect();
+    known.extend(aggregators.iter().filter(|name| !known.contains(name)).cloned().collect::<Vec<_>>());
+    let name = match (of, &known[..]) {
+        (None, [only]) => only.as_str(),
+        (Some(of), known) if known.iter().any(|name| name == of) => of,
+        _ => return Err(RebindError::Aggregator { known: known.join(", ") }),
+    };
+    let outbox = spool.outbox().of(name);
+    let from = outbox.aggregators().get(name).copied();
     outbox.rebind(to)?;
     let events = outbox.waiting().borrow().records.events;
     tracing::info!(from = from.map(|id| hex(&id)), to = to.map(|id| hex(&id)), events, "spool bound anew");

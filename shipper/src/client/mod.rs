@@ -1,44 +1,62 @@
-//! The client: keeps a stream to the aggregator, and sends it what the spool holds until it is acknowledged.
+//! The client: keeps streams to the aggregators, and sends them what the spool holds until it is acknowledged.
 //!
-//! Owns connecting, waiting and the answer to every way in which a stream can end ([`policy`]). One stream carries one
-//! epoch; the oldest goes first. What was sent is what is sent again, byte for byte: it is read from the spool.
-//! Started by the app as one task; it never ends by itself.
+//! Each aggregator has a lane of its own ([`lane`]); which of them gets new batches is the route's decision ([`route`]).
+//! What was sent is what is sent again, byte for byte: it is read from the spool. Started by the app as one task; it
+//! never ends by itself.
 
 mod backoff;
+mod lane;
 mod policy;
 mod reader;
+mod route;
 mod session;
 mod window;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use weir_common::admin::Health;
-use weir_common::id::{hex, uuid_text};
-use weir_proto::v1::Welcome;
 
+pub use route::rendezvous;
 pub use session::SessionError;
 
 use crate::metrics::Metrics;
-use crate::spool::{Head, Id, Outbox};
-use backoff::Backoff;
-use policy::{Verdict, verdict};
-use session::Ended;
+use crate::spool::Outbox;
+use lane::Lane;
+use route::Route;
 
 /// Crash points of the client, in their order.
-pub const CRASH_POINTS: &[&str] =
-    &["client.bound", "client.reserved", "client.sent", "client.skipped", "client.acked"];
+pub const CRASH_POINTS: &[&str] = &[
+    "client.bound",
+    "client.reserved",
+    "client.sent",
+    "client.skipped",
+    "client.acked",
+    "client.released",
+    "client.preferred",
+];
 
-/// A batch that was refused this often is given up, counted.
-const REFUSALS_MAX: u32 = 3;
-/// The subject of readiness that the client speaks for.
-const SUBJECT: &str = "delivery";
+/// Until an aggregator is given up again, after the spool's state could not be written.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// An aggregator as it is configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AggregatorOptions {
+    /// Its name: in the spool, in metrics and logs.
+    pub name: String,
+    /// `host:port` each, all of this aggregator; tried in turn. Not empty.
+    pub addresses: Vec<String>,
+}
 
 /// Where to send, as whom, and how patiently.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
-    /// `host:port` each, of the same aggregator; tried in turn. Not empty.
-    pub addresses: Vec<String>,
+    /// The aggregators, in this node's order. Not empty.
+    pub aggregators: Vec<AggregatorOptions>,
+    /// How long one may be out of reach until what was never sent to it goes to the next one.
+    pub takeover_after: Duration,
     /// Name of this node.
     pub node: String,
     /// Name of its cluster.
@@ -79,133 +97,65 @@ pub struct Client {
 impl Client {
     /// Sends until stopped. Nothing is lost by stopping it at any time.
     pub async fn run(self, stop: CancellationToken) {
-        let mut backoff = Backoff::new(self.options.backoff_min, self.options.backoff_max);
-        let mut refused = Refused::default();
-        let mut epoch = Id::default();
-        for address in self.options.addresses.iter().cycle() {
-            let mut welcomed = false;
-            let ended = tokio::select! {
-                () = stop.cancelled() => break,
-                ended = session::run(&self, address, &mut welcomed, &mut epoch) => ended,
+        let Self { options, outbox, metrics, health } = self;
+        let options = Arc::new(options);
+        let route = Arc::new(Route::new(options.aggregators.len(), options.takeover_after));
+        release_unclaimed(&outbox, &health).await;
+        let mut tasks = JoinSet::new();
+        let mut lanes = Vec::new();
+        for (index, aggregator) in options.aggregators.iter().enumerate() {
+            let lane = Lane {
+                options: Arc::clone(&options),
+                index,
+                outbox: outbox.of(&aggregator.name),
+                metrics: metrics.clone(),
+                health: health.clone(),
+                route: Arc::clone(&route),
             };
-            self.metrics.connected.set(0);
-            self.metrics.unacked_batches.set(0);
-            if welcomed {
-                backoff.reset();
-            }
-            let delay = match ended {
-                Ok(Ended::EpochDone) => continue,
-                // Once is enough; a second time in a row would be an aggregator that counts wrongly.
-                Ok(Ended::Renumbered) => backoff.delay(),
-                Err(error) => self.answer(address, &error, epoch, &mut refused, &mut backoff).await,
-            };
-            tokio::select! {
+            lanes.push(lane.clone());
+            tasks.spawn(lane.run(stop.clone()));
+        }
+        loop {
+            let index = tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(delay) => {}
+                index = route.overdue() => index,
+            };
+            if lanes[index].give_up().await {
+                route.away(index);
+            } else {
+                tokio::time::sleep(RETRY).await;
             }
         }
-        self.metrics.connected.set(0);
+        while tasks.join_next().await.is_some() {}
     }
+}
 
-    async fn answer(
-        &self,
-        address: &str,
-        error: &SessionError,
-        epoch: Id,
-        refused: &mut Refused,
-        backoff: &mut Backoff,
-    ) -> Duration {
-        self.metrics.disconnects.get_or_create(&[("reason", label(error))]).inc();
-        match verdict(error) {
-            Verdict::Retry => {
-                let delay = backoff.delay();
-                tracing::warn!(address, error = chain(error), ?delay, "not connected to the aggregator");
-                delay
-            }
-            Verdict::Hold(advice) => {
-                tracing::error!(address, error = chain(error), advice, "the aggregator cannot be used");
-                self.health.unready(SUBJECT, format!("{}: {advice}", chain(error)));
-                backoff.longest()
-            }
-            Verdict::NewEpoch => {
-                self.mark(move |outbox| outbox.renumber(&epoch, "unknown_epoch")).await;
-                backoff.delay()
-            }
-            Verdict::Rejected(number) => {
-                let times = refused.again(epoch, number);
-                tracing::error!(address, number, times, error = chain(error), "a batch was refused");
-                if times >= REFUSALS_MAX {
-                    self.mark(move |outbox| outbox.reject(&epoch, number)).await;
-                }
-                backoff.delay()
-            }
-        }
-    }
-
-    /// Changes the spool on a thread that may block.
-    async fn mark(
-        &self,
-        change: impl FnOnce(&Outbox) -> Result<(), crate::spool::OutboxError> + Send + 'static,
-    ) {
-        let outbox = self.outbox.clone();
-        let done = tokio::task::spawn_blocking(move || change(&outbox)).await;
-        match done {
-            Ok(Ok(())) => {}
+/// Of aggregators that are not configured any more, what was never sent goes to one that is. The rest waits for them.
+async fn release_unclaimed(outbox: &Outbox, health: &Health) {
+    for (name, numbers) in outbox.unclaimed() {
+        let of = outbox.of(&name);
+        let released = tokio::task::spawn_blocking(move || of.release()).await;
+        let kept = match released {
+            Ok(Ok(released)) => released.kept,
             Ok(Err(error)) => {
                 tracing::error!(error = chain(&error), "the spool's state could not be written");
+                numbers
             }
-            Err(error) => {
-                tracing::error!(%error, "the spool's state could not be written");
-            }
+            Err(_) => numbers,
+        };
+        if kept > 0 {
+            let advice = "configure it again, or declare its journal lost with `weir-shipper rebind`";
+            tracing::error!(
+                aggregator = name,
+                batches = kept,
+                advice,
+                "batches wait for an aggregator that is not configured"
+            );
+            health.unready(
+                &format!("delivery to {name}"),
+                format!("{kept} batches may have arrived there and it is not configured: {advice}"),
+            );
         }
-    }
-
-    fn welcomed(&self, address: &str, head: &Head, welcome: &Welcome) {
-        self.metrics.connects.inc();
-        self.metrics.connected.set(1);
-        self.health.ready(SUBJECT);
-        let journal = Id::try_from(welcome.journal_id.as_slice()).unwrap_or_default();
-        tracing::info!(
-            address,
-            journal = uuid_text(&journal),
-            epoch = hex(&head.epoch),
-            journaled = welcome.last_number,
-            last = head.last_number,
-            "connected to the aggregator"
-        );
-    }
-}
-
-/// How often the same batch was refused in a row.
-#[derive(Debug, Default)]
-struct Refused {
-    of: Option<(Id, u64)>,
-    times: u32,
-}
-
-impl Refused {
-    fn again(&mut self, epoch: Id, number: u64) -> u32 {
-        if self.of != Some((epoch, number)) {
-            *self = Self { of: Some((epoch, number)), times: 0 };
-        }
-        self.times += 1;
-        self.times
-    }
-}
-
-/// The metric's label: the variant, and the aggregator's own reason.
-fn label(error: &SessionError) -> &'static str {
-    match error {
-        SessionError::Refused { reason, .. } => reason.as_str_name(),
-        SessionError::Address { .. } => "address",
-        SessionError::Connect { .. } => "connect",
-        SessionError::Status(_) => "stream",
-        SessionError::Timeout { .. } => "timeout",
-        SessionError::Closed => "closed",
-        SessionError::Unexpected { .. } | SessionError::NotSent(_) => "protocol",
-        SessionError::OtherJournal { .. } => "other_journal",
-        SessionError::Limits { .. } => "limits",
-        SessionError::Outbox(_) | SessionError::Reader => "spool",
     }
 }
 

@@ -42,10 +42,13 @@ pub(super) fn verdict(error: &SessionError) -> Verdict {
             | Reason::Draining => Verdict::Retry,
         },
         SessionError::OtherJournal { .. } => Verdict::Hold(REBIND),
+        SessionError::SameAs { .. } => {
+            Verdict::Hold("name each aggregator once: see aggregator.addresses and aggregator.others")
+        }
         SessionError::Limits { .. } => {
             Verdict::Hold("the aggregator takes smaller batches than the spool holds: raise its limit")
         }
-        SessionError::Address { .. } => Verdict::Hold("correct aggregator.addresses"),
+        SessionError::Address { .. } => Verdict::Hold("correct aggregator.addresses or aggregator.others"),
         SessionError::Connect { .. }
         | SessionError::Status(_)
         | SessionError::Timeout { .. }

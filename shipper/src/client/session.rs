@@ -20,8 +20,9 @@ use weir_proto::v1::shipper_frame::Frame as Outbound;
 use weir_proto::v1::{AggregatorFrame, Batch, Codec, Hello, LossEvent, Refusal, ShipperFrame, Skip, Welcome};
 use weir_schema::SCHEMA_VERSION;
 
+use super::lane::Lane;
+use super::reader;
 use super::window::{NotSent, Window};
-use super::{Client, reader};
 use crate::batch::PAYLOAD_BYTES_MAX;
 use crate::spool::{Head, Id, OutboxError, Outgoing, OutgoingBatch, Tombstone, Welcomed};
 
@@ -37,8 +38,8 @@ const QUEUE_FRAMES: usize = 2;
 pub(super) enum Ended {
     /// Everything of a closed epoch is acknowledged: on to the next one.
     EpochDone,
-    /// The spool changed its numbers: say Hello again.
-    Renumbered,
+    /// The spool changed its numbers, or there was nothing to send: say Hello again.
+    Again,
 }
 
 /// How a stream ended otherwise.
@@ -101,6 +102,14 @@ pub enum SessionError {
         /// Met.
         met: String,
     },
+    /// It is the same as another one.
+    #[error("it is the same aggregator as {aggregator}: both have journal {journal}")]
+    SameAs {
+        /// The other's name.
+        aggregator: String,
+        /// Of both.
+        journal: String,
+    },
     /// Its limits cannot be kept.
     #[error("the aggregator takes payloads of {payload_bytes_max} bytes, the spool has one of {needed}")]
     Limits {
@@ -125,16 +134,14 @@ impl From<Status> for SessionError {
 
 /// Runs one stream. `welcomed` is set once the aggregator took this shipper in.
 pub(super) async fn run(
-    client: &Client,
+    lane: &Lane,
     address: &str,
+    head: &Head,
     welcomed: &mut bool,
-    epoch: &mut Id,
 ) -> Result<Ended, SessionError> {
-    let head = client.outbox.head();
-    *epoch = head.epoch;
     let (outbound, frames) = mpsc::channel(QUEUE_FRAMES);
-    let mut inbound = open(client, address, &head, &outbound, frames).await?;
-    let patience = client.options.hello_timeout;
+    let mut inbound = open(lane, address, head, &outbound, frames).await?;
+    let patience = lane.options.hello_timeout;
     let first = timeout(patience, inbound.message())
         .await
         .map_err(|_| SessionError::Timeout { what: "Welcome", after: patience })??;
@@ -144,13 +151,19 @@ pub(super) async fn run(
         Some(Inbound::Ack(_)) => return Err(SessionError::Unexpected { what: "an Ack before Welcome" }),
         None => return Err(SessionError::Unexpected { what: "an empty or unknown frame" }),
     };
-    let Some(next) = settle(client, &head, &welcome).await? else { return Ok(Ended::Renumbered) };
+    let next = match settle(lane, head, &welcome).await? {
+        Settled::From(next) => next,
+        Settled::Ended(ended) => return Ok(ended),
+    };
     *welcomed = true;
-    client.welcomed(address, &head, &welcome);
-    let batches_max = (welcome.window_batches as usize).min(client.options.window_batches);
-    let bytes_max = welcome.window_bytes.min(client.options.window_bytes);
+    lane.welcomed(address, head, &welcome).await?;
+    if head.probe {
+        return Ok(Ended::Again);
+    }
+    let batches_max = (welcome.window_batches as usize).min(lane.options.window_batches);
+    let bytes_max = welcome.window_bytes.min(lane.options.window_bytes);
     let flow = Flow {
-        client,
+        lane,
         epoch: head.epoch,
         outbound,
         window: Window::new(batches_max, bytes_max, next - 1),
@@ -158,17 +171,17 @@ pub(super) async fn run(
         queue: VecDeque::new(),
         ended: false,
     };
-    flow.run(inbound, reader::spawn(client.outbox.clone(), head.epoch, next)).await
+    flow.run(inbound, reader::spawn(lane.outbox.clone(), head.epoch, next)).await
 }
 
 async fn open(
-    client: &Client,
+    lane: &Lane,
     address: &str,
     head: &Head,
     outbound: &mpsc::Sender<ShipperFrame>,
     frames: mpsc::Receiver<ShipperFrame>,
 ) -> Result<Streaming<AggregatorFrame>, SessionError> {
-    let options = &client.options;
+    let options = &lane.options;
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|source| SessionError::Address { address: address.to_owned(), source })?
         .connect_timeout(options.connect_timeout)
@@ -184,7 +197,7 @@ async fn open(
         .max_encoding_message_size(PAYLOAD_BYTES_MAX + ENVELOPE_BYTES);
     let hello = Hello {
         protocol_version: PROTOCOL_VERSION,
-        shipper_id: client.outbox.shipper().to_vec(),
+        shipper_id: lane.outbox.shipper().to_vec(),
         epoch: head.epoch.to_vec(),
         node: options.node.clone(),
         cluster: options.cluster.clone(),
@@ -201,29 +214,37 @@ async fn open(
     Ok(response.into_inner())
 }
 
-/// Checks a Welcome. `None`: the spool has a new epoch now.
-async fn settle(client: &Client, head: &Head, welcome: &Welcome) -> Result<Option<u64>, SessionError> {
+/// What a Welcome leads to.
+enum Settled {
+    From(u64),
+    Ended(Ended),
+}
+
+/// Checks a Welcome.
+async fn settle(lane: &Lane, head: &Head, welcome: &Welcome) -> Result<Settled, SessionError> {
     let journal = Id::try_from(welcome.journal_id.as_slice()).map_err(|_| SessionError::Unexpected {
         what: "a Welcome whose journal id does not have 16 bytes",
     })?;
     if welcome.window_batches == 0 || welcome.window_bytes == 0 {
         return Err(SessionError::Unexpected { what: "a Welcome without a window" });
     }
-    let (outbox, epoch, journaled) = (client.outbox.clone(), head.epoch, welcome.last_number);
+    let (outbox, epoch, journaled) = (lane.outbox.clone(), head.epoch, welcome.last_number);
     // It may sync the state file.
     let settled = tokio::task::spawn_blocking(move || outbox.welcome(&epoch, journal, journaled));
     match settled.await.map_err(|_| SessionError::Reader)?? {
-        Welcomed::From(next) => Ok(Some(next)),
-        Welcomed::Renumbered => Ok(None),
+        Welcomed::From(next) => Ok(Settled::From(next)),
+        Welcomed::Renumbered => Ok(Settled::Ended(Ended::Again)),
+        Welcomed::NotOurs => Ok(Settled::Ended(Ended::EpochDone)),
         Welcomed::OtherJournal { bound } => {
             Err(SessionError::OtherJournal { bound: hex(&bound), met: hex(&journal) })
         }
+        Welcomed::SameAs { aggregator } => Err(SessionError::SameAs { aggregator, journal: hex(&journal) }),
     }
 }
 
 /// A stream after its Welcome.
 struct Flow<'a> {
-    client: &'a Client,
+    lane: &'a Lane,
     epoch: Id,
     outbound: mpsc::Sender<ShipperFrame>,
     window: Window,
@@ -239,14 +260,14 @@ impl Flow<'_> {
         mut inbound: Streaming<AggregatorFrame>,
         mut reader: mpsc::Receiver<Result<Outgoing, OutboxError>>,
     ) -> Result<Ended, SessionError> {
-        let patience = self.client.options.ack_timeout;
+        let patience = self.lane.options.ack_timeout;
         let mut progress = Instant::now();
         let outbound = self.outbound.clone();
         loop {
             if self.ended && self.queue.is_empty() && self.window.is_empty() {
                 return Ok(Ended::EpochDone);
             }
-            self.client.metrics.unacked_batches.set(self.window.len() as u64);
+            self.lane.unacked(self.window.len());
             let may_send =
                 self.queue.front().is_some_and(|batch| self.window.takes(batch.payload.len() as u64));
             let may_read = self.queue.is_empty() && !self.ended && self.window.takes(0);
@@ -263,8 +284,8 @@ impl Flow<'_> {
                     }
                     if let Some(batch) = self.queue.pop_front() {
                         self.window.sent(batch.number, batch.payload.len() as u64);
-                        self.client.metrics.sent_batches.inc();
-                        self.client.metrics.sent_bytes.inc_by(batch.payload.len() as u64);
+                        self.lane.metrics.sent_batches.inc();
+                        self.lane.metrics.sent_bytes.inc_by(batch.payload.len() as u64);
                         permit.send(frame(Outbound::Batch(to_wire(batch))));
                         crash::point("client.sent");
                     }
@@ -291,7 +312,7 @@ impl Flow<'_> {
             Some(Inbound::Ack(ack)) => {
                 self.window.acked(ack.number)?;
                 // Sent numbers exist, so this cannot be beyond the last.
-                if self.client.outbox.ack(&self.epoch, ack.number).is_err() {
+                if self.lane.outbox.ack(&self.epoch, ack.number).is_err() {
                     return Err(SessionError::Unexpected { what: "an Ack beyond the last number" });
                 }
                 crash::point("client.acked");
@@ -326,7 +347,7 @@ impl Flow<'_> {
         send(&self.outbound, Outbound::Skip(Skip { from_number: from, to_number: to, loss: Some(loss) }))
             .await?;
         self.window.sent(to, 0);
-        self.client.metrics.skips_sent.inc();
+        self.lane.metrics.skips_sent.inc();
         crash::point("client.skipped");
         Ok(())
     }

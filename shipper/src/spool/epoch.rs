@@ -34,6 +34,12 @@ impl Entry {
         self.first + self.batches.len() as u64 - 1
     }
 
+    /// Takes its numbers above `base` away.
+    pub(super) fn cut(&mut self, base: u64) {
+        let kept = (base + 1).saturating_sub(self.first).min(self.batches.len() as u64) as usize;
+        self.batches = self.batches[..kept].into();
+    }
+
     /// Takes `base` off its numbers; batches that have none then are left out.
     pub(crate) fn shift(&mut self, base: u64) {
         let gone = (base + 1).saturating_sub(self.first).min(self.batches.len() as u64) as usize;
@@ -68,6 +74,8 @@ pub struct Tombstone {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Epoch {
     pub id: Id,
+    /// The journal that numbers of it may have arrived at: they go to no other. `None`: nothing was sent.
+    pub journal: Option<Id>,
     pub acked: u64,
     /// Numbers up to this one may have arrived.
     pub sent: u64,
@@ -91,7 +99,15 @@ pub struct Amount {
 
 impl Epoch {
     pub(crate) fn new(id: Id) -> Self {
-        Self { id, acked: 0, sent: 0, next: 1, entries: VecDeque::new(), tombstones: VecDeque::new() }
+        Self {
+            id,
+            journal: None,
+            acked: 0,
+            sent: 0,
+            next: 1,
+            entries: VecDeque::new(),
+            tombstones: VecDeque::new(),
+        }
     }
 
     pub(crate) fn last(&self) -> u64 {

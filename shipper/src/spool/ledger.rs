@@ -4,7 +4,7 @@
 //! waits, dropped (in a tombstone that waits to be sent as a skip), or not yet given out. Owned by the spool's lock;
 //! writer and client go through it. Its model is in `tests/model.rs`.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 use weir_schema::values::{LossReason, LossStage};
@@ -12,12 +12,31 @@ use weir_schema::values::{LossReason, LossStage};
 use super::epoch::{Amount, Entry, Epoch, Tombstone, amount};
 use super::record::Id;
 
-/// Numbers of `from` above `base` are numbers of `to`, less `base`.
+/// Numbers of `from` above `base`, up to `end`, are numbers of `to`, less `base`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Alias {
     pub from: Id,
     pub base: u64,
+    /// `u64::MAX` for an epoch that still grew: a record may be on its way to it.
+    pub end: u64,
     pub to: Id,
+}
+
+/// Where batches of a record are now: `count` of them, the first being number `first` of `epoch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub epoch: Id,
+    pub first: u64,
+    /// Batches of the record before these.
+    pub offset: usize,
+    pub count: usize,
+}
+
+/// An epoch's mark before it was moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reservation {
+    pub sent: u64,
+    pub journal: Option<Id>,
 }
 
 /// What comes after a number in an epoch.
@@ -48,7 +67,8 @@ pub(crate) struct Ledger {
     /// Oldest first, never empty; the last is the current one.
     pub epochs: VecDeque<Epoch>,
     pub aliases: Vec<Alias>,
-    pub journal: Option<Id>,
+    /// The journal of each aggregator that was met, by the aggregator's name.
+    pub journals: BTreeMap<String, Id>,
     /// What waits in records; tombstones are not in it.
     pub pending: Amount,
 }
@@ -56,7 +76,7 @@ pub(crate) struct Ledger {
 impl Ledger {
     pub(crate) fn new(epoch: Id) -> Self {
         let epochs = VecDeque::from([Epoch::new(epoch)]);
-        Self { epochs, aliases: Vec::new(), journal: None, pending: Amount::default() }
+        Self { epochs, aliases: Vec::new(), journals: BTreeMap::new(), pending: Amount::default() }
     }
 
     /// The epoch that new batches get their numbers in.
@@ -73,15 +93,16 @@ impl Ledger {
         self.epochs.iter().find(|epoch| epoch.id == *id)
     }
 
-    fn epoch_mut(&mut self, id: &Id) -> Option<&mut Epoch> {
+    pub(super) fn epoch_mut(&mut self, id: &Id) -> Option<&mut Epoch> {
         self.epochs.iter_mut().find(|epoch| epoch.id == *id)
     }
 
     /// Where a number of a record is now.
     pub(crate) fn resolve(&self, mut epoch: Id, mut number: u64) -> (Id, u64) {
-        // An epoch is renumbered once at most, so the way is no longer than the list.
+        // An alias leads to an epoch that was made after its own, so the way is no longer than the list.
         for _ in 0..=self.aliases.len() {
-            match self.aliases.iter().find(|alias| alias.from == epoch && number > alias.base) {
+            let covers = |alias: &&Alias| alias.from == epoch && alias.base < number && number <= alias.end;
+            match self.aliases.iter().find(covers) {
                 Some(alias) => (epoch, number) = (alias.to, number - alias.base),
                 None => break,
             }
@@ -89,8 +110,26 @@ impl Ledger {
         (epoch, number)
     }
 
+    /// Where the batches of a record are now that was appended under `(epoch, first)`.
+    pub(crate) fn parts(&self, epoch: Id, first: u64, count: usize) -> Vec<Part> {
+        let mut parts: Vec<Part> = Vec::new();
+        for (offset, number) in (first..).take(count).enumerate() {
+            let (epoch, first) = self.resolve(epoch, number);
+            match parts.last_mut() {
+                Some(part) if part.epoch == epoch && part.first + part.count as u64 == first => {
+                    part.count += 1;
+                }
+                _ => parts.push(Part { epoch, first, offset, count: 1 }),
+            }
+        }
+        parts
+    }
+
     /// Takes in a record that was just appended under `(epoch, first)` and synced.
     pub(crate) fn push(&mut self, epoch: Id, mut entry: Entry) {
+        if self.epochs.back().is_some_and(|last| last.id == epoch) {
+            self.close_aliases();
+        }
         let (epoch, first) = self.resolve(epoch, entry.first);
         entry.first = first;
         let amount = amount(&entry.batches);
@@ -181,8 +220,10 @@ impl Ledger {
     /// Gives the waiting numbers of an epoch to a new one, where they begin at 1.
     pub(crate) fn renumber(&mut self, id: &Id, new: Id) -> Amount {
         let mut moved = Amount::default();
+        let grows = self.epochs.back().is_some_and(|last| last.id == *id);
         let Some(epoch) = self.epoch_mut(id) else { return moved };
         let base = epoch.acked;
+        let end = if grows { u64::MAX } else { epoch.last() };
         let from = epoch.id;
         epoch.id = new;
         (epoch.acked, epoch.sent, epoch.next) = (0, 0, epoch.next - base);
@@ -193,25 +234,40 @@ impl Ledger {
         for tombstone in &mut epoch.tombstones {
             (tombstone.from, tombstone.to) = (tombstone.from - base, tombstone.to - base);
         }
-        self.aliases.push(Alias { from, base, to: new });
+        self.aliases.push(Alias { from, base, end, to: new });
         self.forget_aliases();
         moved
     }
 
-    /// Marks numbers up to `number`, and up to `ahead` more, as sent. Gives the mark before and the new one if it
-    /// moved; it never passes what exists, so that a mark beyond the end tells of a lost tail.
-    pub(crate) fn reserve(&mut self, id: &Id, number: u64, ahead: u64) -> Option<(u64, u64)> {
-        let epoch = self.epoch_mut(id).filter(|epoch| epoch.sent < number)?;
-        let before = epoch.sent;
-        epoch.sent = number.saturating_add(ahead).min(epoch.last());
-        Some((before, epoch.sent))
+    /// Marks numbers up to `number`, and up to `ahead` more, as sent to a journal, which the epoch belongs to from then
+    /// on. Gives the mark before if it moved; it never passes what exists, so that a mark beyond the end tells of a lost
+    /// tail.
+    pub(crate) fn reserve(
+        &mut self,
+        id: &Id,
+        number: u64,
+        ahead: u64,
+        journal: Option<Id>,
+    ) -> Option<Reservation> {
+        let epoch = self.epoch_mut(id)?;
+        let before = Reservation { sent: epoch.sent, journal: epoch.journal };
+        epoch.journal = epoch.journal.or(journal);
+        if epoch.sent < number {
+            epoch.sent = number.saturating_add(ahead).min(epoch.last());
+        }
+        (before != Reservation { sent: epoch.sent, journal: epoch.journal }).then_some(before)
     }
 
     /// Takes a mark back that could not be saved.
-    pub(crate) fn unreserve(&mut self, id: &Id, sent: u64) {
+    pub(crate) fn unreserve(&mut self, id: &Id, before: Reservation) {
         if let Some(epoch) = self.epoch_mut(id) {
-            epoch.sent = sent;
+            (epoch.sent, epoch.journal) = (before.sent, before.journal);
         }
+    }
+
+    /// Whether an epoch may be sent to a journal: nothing of it may have arrived at another one.
+    pub(crate) fn may_go_to(&self, id: &Id, journal: Option<Id>) -> bool {
+        self.epoch(id).is_none_or(|epoch| epoch.journal.is_none() || epoch.journal == journal)
     }
 
     /// The last number after `number` in the same record with no tombstone between.
@@ -295,22 +351,58 @@ impl Ledger {
         self.epochs.iter().map(|epoch| epoch.last() - epoch.acked).sum()
     }
 
-    fn drop_done(&mut self) {
-        while self.epochs.len() > 1 && self.epochs.front().is_some_and(Epoch::is_done) {
-            self.epochs.pop_front();
-        }
+    /// Those that may have arrived at a journal, or follow such ones in their epoch.
+    pub(crate) fn waiting_of(&self, journal: &Id) -> u64 {
+        let of = self.epochs.iter().filter(|epoch| epoch.journal == Some(*journal));
+        of.map(|epoch| epoch.last() - epoch.acked).sum()
+    }
+
+    pub(super) fn drop_done(&mut self) {
+        let current = self.epochs.back().map(|last| last.id);
+        self.epochs.retain(|epoch| !epoch.is_done() || Some(epoch.id) == current);
         self.forget_aliases();
     }
 
-    /// An alias is needed while numbers of the epoch that it leads to wait: records of epochs that are not in the
-    /// list are done with.
     fn forget_aliases(&mut self) {
-        let mut live: Vec<Id> = self.epochs.iter().map(|epoch| epoch.id).collect();
-        for alias in self.aliases.iter().rev() {
-            if live.contains(&alias.to) {
-                live.push(alias.from);
-            }
+        let needed = |alias: &Alias| self.waits_among(alias.to, 1, alias.end.saturating_sub(alias.base));
+        let keep: Vec<bool> = self.aliases.iter().map(needed).collect();
+        let mut keep = keep.into_iter();
+        self.aliases.retain(|_| keep.next().unwrap_or(true));
+    }
+
+    /// Whether any of these numbers waits, wherever it is now, or may still come.
+    fn waits_among(&self, id: Id, from: u64, to: u64) -> bool {
+        let grows = self.epochs.back().is_some_and(|last| last.id == id);
+        if self.epoch(&id).is_some_and(|epoch| {
+            from <= epoch.last() && epoch.acked < to.min(epoch.last()) || grows && to > epoch.last()
+        }) {
+            return true;
         }
-        self.aliases.retain(|alias| live.contains(&alias.to));
+        self.aliases.iter().any(|alias| {
+            let covers = alias.from == id && alias.base < to && from <= alias.end;
+            covers
+                && self.waits_among(
+                    alias.to,
+                    from.max(alias.base + 1) - alias.base,
+                    to.min(alias.end) - alias.base,
+                )
+        })
+    }
+
+    /// The writer has come to the current epoch: no record is on its way any more under an older name of it.
+    fn close_aliases(&mut self) {
+        for index in (0..self.aliases.len()).rev() {
+            let Alias { base, end, to, .. } = self.aliases[index];
+            if end != u64::MAX {
+                continue;
+            }
+            let next =
+                self.aliases[index + 1..].iter().find(|alias| alias.from == to && alias.end != u64::MAX);
+            let last = match self.epoch(&to) {
+                Some(epoch) => next.map_or(epoch.last(), |next| next.end.max(epoch.last())),
+                None => next.map_or(0, |next| next.end),
+            };
+            self.aliases[index].end = base + last;
+        }
     }
 }

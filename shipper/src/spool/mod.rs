@@ -8,8 +8,9 @@
 //! 1. One interval is one record, so it is in the spool whole or not at all; its [`CaptureKey`] tells a restart which.
 //! 2. Numbers are contiguous from 1 in an epoch. A new epoch begins when the end of the log was cut or is missing: a
 //!    number that may have been used is never given out again.
-//! 3. A number is marked as sent, synced, before it is sent. What is so marked may have arrived: it belongs to the
-//!    journal that the spool is bound to, and no budget drops it.
+//! 3. A number is marked as sent, synced, before it is sent. What is so marked may have arrived: it belongs to that
+//!    aggregator's journal, and no budget drops it. An epoch goes to one journal; what was never sent of it can be
+//!    given to a new epoch, and so to another aggregator.
 //! 4. When a record would pass the budget: first go the segments that hold nothing that waits; then, oldest first,
 //!    sealed segments with nothing but records that were never sent; if there is none left, the new interval itself
 //!    is dropped. What is dropped is noted, synced, before it goes, and sent as a skip with its exact count. So the
@@ -27,6 +28,7 @@ mod outbox;
 mod record;
 mod recovery;
 mod state;
+mod takeover;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -38,9 +40,10 @@ use weir_schema::values::{LossReason, LossStage};
 
 pub use epoch::{Amount, Tombstone};
 pub use ledger::BeyondLast;
-pub use outbox::{Head, Outbox, OutboxError, Outgoing, OutgoingBatch, Waiting, Welcomed};
+pub use outbox::{Head, Outbox, OutboxError, Outgoing, OutgoingBatch, Role, Waiting, Welcomed};
 pub use record::{CaptureKey, Id, RecordError};
 pub use state::StateError;
+pub use takeover::Released;
 
 use crate::batch::EncodedBatch;
 use epoch::{BatchSize, Entry};
@@ -53,6 +56,8 @@ pub const CRASH_POINTS: &[&str] =
 
 /// The largest record: one interval. A larger one is dropped, counted.
 pub const RECORD_BYTES_MAX: u32 = 256 << 20;
+/// Name of the aggregator when only one is known.
+pub const ONLY_AGGREGATOR: &str = "default";
 /// What a frame and a new segment's head add to a record, at most.
 const OVERHEAD_BYTES: u64 = 1024;
 
@@ -317,5 +322,7 @@ fn span(batches: &[EncodedBatch]) -> (i64, i64) {
     (first.unwrap_or_default(), last.unwrap_or_default())
 }
 
+#[cfg(test)]
+mod takeover_tests;
 #[cfg(test)]
 mod tests;

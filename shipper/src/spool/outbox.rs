@@ -25,27 +25,42 @@ use crate::metrics::Metrics;
 /// How many numbers are marked as sent ahead of their sending, so that the state is not written for each.
 const RESERVE: u64 = 64;
 
-/// A clone of the handle shares the spool.
+/// The spool as the client of one aggregator sees it. A clone of the handle shares the spool.
 #[derive(Clone, Debug)]
 pub struct Outbox {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
+    /// The aggregator's name.
+    pub(super) aggregator: Arc<str>,
+}
+
+/// What a client is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Send what may have arrived there, then what belongs to nobody yet, then what is captured.
+    Chosen,
+    /// Come back: send what may have arrived there, and say so when the aggregator is up again.
+    Returning,
+    /// Send what may have arrived there.
+    Other,
 }
 
 /// Where a stream begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The oldest epoch with numbers that wait, else the current one.
+    /// An epoch with numbers for this aggregator, or one that does not exist, to see whether it is up.
     pub epoch: Id,
     /// The first number that waits; one past the last if none does.
     pub first_number: u64,
     /// The last number given out.
     pub last_number: u64,
-    /// The journal that batches went to before.
+    /// The journal that the aggregator had before.
     pub journal: Option<Id>,
+    /// There is nothing to send: the epoch does not exist.
+    pub probe: bool,
 }
 
 /// What a Welcome means for the spool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Welcomed {
     /// Send from this number on.
     From(u64),
@@ -56,6 +71,13 @@ pub enum Welcomed {
         /// The one that batches went to.
         bound: Id,
     },
+    /// Another of the configured aggregators has this journal: they are one.
+    SameAs {
+        /// Its name.
+        aggregator: String,
+    },
+    /// The epoch belongs to another aggregator by now.
+    NotOurs,
 }
 
 /// What is sent next.
@@ -107,6 +129,8 @@ pub(super) struct Shared {
     waiting: watch::Sender<Waiting>,
     pub(super) reader: LogReader,
     pub(super) metrics: Metrics,
+    /// Names of the configured aggregators.
+    pub(super) aggregators: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -118,6 +142,10 @@ pub(super) struct Inner {
 }
 
 impl Inner {
+    pub(super) fn journal(&self, aggregator: &str) -> Option<Id> {
+        self.ledger.journals.get(aggregator).copied()
+    }
+
     pub(super) fn save(&mut self) -> Result<(), StateError> {
         let state = image::save(self.shipper, &self.ledger, self.dropped);
         self.state.save(&state)
@@ -125,15 +153,17 @@ impl Inner {
 }
 
 impl Outbox {
-    pub(super) fn new(inner: Inner, reader: LogReader, metrics: Metrics) -> Self {
+    pub(super) fn new(inner: Inner, reader: LogReader, metrics: Metrics, aggregators: &[String]) -> Self {
         let (waiting, _) = watch::channel(Waiting::default());
         let outbox = Self {
+            aggregator: aggregators.first().map_or(super::ONLY_AGGREGATOR, String::as_str).into(),
             shared: Arc::new(Shared {
                 inner: Mutex::new(inner),
                 grown: Condvar::new(),
                 waiting,
                 reader,
                 metrics,
+                aggregators: aggregators.to_vec(),
             }),
         };
         outbox.changed(&outbox.lock());
@@ -145,17 +175,44 @@ impl Outbox {
         self.lock().shipper
     }
 
-    /// Where the next stream begins.
+    /// The handle of another aggregator's client.
+    pub fn of(&self, aggregator: &str) -> Self {
+        Self { shared: Arc::clone(&self.shared), aggregator: aggregator.into() }
+    }
+
+    /// Where the next stream of the chosen aggregator begins.
     pub fn head(&self) -> Head {
-        let mut inner = self.lock();
-        let journal = inner.ledger.journal;
-        let ledger = &mut inner.ledger;
-        let oldest = ledger.epochs.iter().position(|epoch| !epoch.is_done());
-        let epoch = match oldest {
-            Some(index) => &ledger.epochs[index],
-            None => &*ledger.current(),
+        let probe = || self.probe(self.lock().journal(&self.aggregator));
+        self.head_for(Role::Chosen).unwrap_or_else(probe)
+    }
+
+    /// Where the next stream begins: `None` when there is nothing to do.
+    pub fn head_for(&self, role: Role) -> Option<Head> {
+        let inner = self.lock();
+        let journal = inner.journal(&self.aggregator);
+        let epochs = &inner.ledger.epochs;
+        let oldest = |of: Option<Id>| epochs.iter().find(|epoch| !epoch.is_done() && epoch.journal == of);
+        let bound = journal.and_then(|journal| oldest(Some(journal)));
+        let current = || epochs.back().filter(|last| last.journal.is_none() || last.journal == journal);
+        let epoch = match role {
+            Role::Chosen => bound.or_else(|| oldest(None)).or_else(current),
+            Role::Returning | Role::Other => bound,
         };
-        Head { epoch: epoch.id, first_number: epoch.acked + 1, last_number: epoch.last(), journal }
+        match (epoch, role) {
+            (Some(epoch), _) => Some(Head {
+                epoch: epoch.id,
+                first_number: epoch.acked + 1,
+                last_number: epoch.last(),
+                journal,
+                probe: false,
+            }),
+            (None, Role::Chosen | Role::Returning) => Some(self.probe(journal)),
+            (None, Role::Other) => None,
+        }
+    }
+
+    fn probe(&self, journal: Option<Id>) -> Head {
+        Head { epoch: random_id(), first_number: 1, last_number: 0, journal, probe: true }
     }
 
     /// What waits, and a way to be told when it changes.
@@ -163,20 +220,24 @@ impl Outbox {
         self.shared.waiting.subscribe()
     }
 
-    /// Settles with a journal what it has of an epoch. Binds the spool to the first one it meets.
+    /// Settles with a journal what it has of an epoch. The first one that is met is the aggregator's from then on.
     pub fn welcome(&self, epoch: &Id, journal: Id, journaled: u64) -> Result<Welcomed, OutboxError> {
         let mut inner = self.lock();
-        match inner.ledger.journal {
+        match inner.journal(&self.aggregator) {
             Some(bound) if bound != journal => return Ok(Welcomed::OtherJournal { bound }),
             Some(_) => {}
             None => {
-                inner.ledger.journal = Some(journal);
-                if let Err(error) = inner.save() {
-                    inner.ledger.journal = None;
-                    return Err(error.into());
+                if let Some(aggregator) = self.meet(&mut inner, journal)? {
+                    return Ok(Welcomed::SameAs { aggregator });
                 }
                 crash::point("client.bound");
             }
+        }
+        if !inner.ledger.may_go_to(epoch, Some(journal)) {
+            return Ok(Welcomed::NotOurs);
+        }
+        if inner.ledger.epoch(epoch).is_none() {
+            return Ok(Welcomed::From(journaled + 1));
         }
         // The mark is synced before anything is sent: a journal that has more got it from another life of this spool.
         let sent = inner.ledger.epoch(epoch).map_or(0, |epoch| epoch.sent);
@@ -211,6 +272,9 @@ impl Outbox {
             let waited = self.shared.grown.wait_timeout(inner, patience);
             inner = waited.unwrap_or_else(PoisonError::into_inner).0;
             next = inner.ledger.next(epoch, number);
+        }
+        if !inner.ledger.may_go_to(epoch, inner.journal(&self.aggregator)) {
+            return Ok(Some(Outgoing::End));
         }
         let (position, index) = match next {
             Next::Nothing => return Ok(None),
@@ -280,21 +344,6 @@ impl Outbox {
         Ok(inner.save()?)
     }
 
-    /// Binds the spool to another journal, or to the next one it meets: what waits gets new epochs, and a loss record
-    /// says that events may be doubled.
-    pub fn rebind(&self, journal: Option<Id>) -> Result<(), OutboxError> {
-        let mut inner = self.lock();
-        let ids: Vec<Id> = inner.ledger.epochs.iter().map(|epoch| epoch.id).collect();
-        for id in ids {
-            inner.ledger.renumber(&id, random_id());
-        }
-        inner.ledger.lose_new(perhaps_doubled(), 1);
-        inner.ledger.journal = journal;
-        self.shared.metrics.epochs.get_or_create(&[("reason", "rebind")]).inc();
-        self.changed(&inner);
-        Ok(inner.save()?)
-    }
-
     /// The aggregator does not know this epoch, or has other batches under its numbers: a new one takes over.
     pub fn renumber(&self, epoch: &Id, reason: &'static str) -> Result<(), OutboxError> {
         self.renumber_locked(&mut self.lock(), epoch, reason)
@@ -312,7 +361,14 @@ impl Outbox {
     /// Tells everybody who waits; called with the lock held, after a change.
     pub(super) fn changed(&self, inner: &Inner) {
         let waiting = Waiting { numbers: inner.ledger.waiting(), records: inner.ledger.pending };
-        self.shared.metrics.in_flight(waiting.records);
+        let Shared { metrics, aggregators, .. } = &*self.shared;
+        metrics.in_flight(waiting.records);
+        for (name, journal) in &inner.ledger.journals {
+            let of = inner.ledger.waiting_of(journal);
+            if of > 0 || aggregators.contains(name) {
+                metrics.aggregator_in_flight_batches.get_or_create(&[("aggregator", name.clone())]).set(of);
+            }
+        }
         self.shared.waiting.send_replace(waiting);
         self.shared.grown.notify_all();
     }
@@ -325,7 +381,8 @@ impl Outbox {
     }
 
     fn reserve(&self, inner: &mut Inner, epoch: &Id, number: u64) -> Result<(), OutboxError> {
-        let Some((before, _)) = inner.ledger.reserve(epoch, number, RESERVE) else { return Ok(()) };
+        let journal = inner.journal(&self.aggregator);
+        let Some(before) = inner.ledger.reserve(epoch, number, RESERVE, journal) else { return Ok(()) };
         if let Err(error) = inner.save() {
             inner.ledger.unreserve(epoch, before);
             return Err(error.into());
@@ -398,7 +455,7 @@ impl Outbox {
 }
 
 /// Nothing is lost, but what goes to a journal after this may be in one already.
-fn perhaps_doubled() -> Tombstone {
+pub(super) fn perhaps_doubled() -> Tombstone {
     let now = now_ns();
     Tombstone {
         from: 0,

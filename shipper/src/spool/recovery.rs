@@ -14,19 +14,29 @@ use weir_schema::values::{LossReason, LossStage};
 
 use super::epoch::{BatchSize, Entry, Epoch, Tombstone};
 use super::image::{self, Dropped, Image};
-use super::ledger::Ledger;
-use super::outbox::{Inner, Outbox};
+use super::ledger::{Ledger, Part};
+use super::outbox::{self, Inner, Outbox};
 use super::record::{CaptureKey, Checkpoint, Id, SpoolRecord};
 use super::state::{Loaded, StateError, StateFile};
-use super::{OVERHEAD_BYTES, RECORD_BYTES_MAX, Spool, SpoolError, SpoolOptions};
+use super::{ONLY_AGGREGATOR, OVERHEAD_BYTES, RECORD_BYTES_MAX, Spool, SpoolError, SpoolOptions};
 use crate::metrics::Metrics;
 
 /// Version of the log's records.
 const LOG_VERSION: u32 = 1;
 
 impl Spool {
-    /// Opens or makes a spool; one process at a time. Reads all of it once.
-    pub fn open(mut options: SpoolOptions, metrics: Metrics) -> Result<Self, SpoolError> {
+    /// Opens or makes a spool for one aggregator; one process at a time. Reads all of it once.
+    pub fn open(options: SpoolOptions, metrics: Metrics) -> Result<Self, SpoolError> {
+        Self::open_for(options, &[ONLY_AGGREGATOR.to_owned()], metrics)
+    }
+
+    /// The same for these aggregators; the spool's own outbox is that of the first.
+    pub fn open_for(
+        mut options: SpoolOptions,
+        aggregators: &[String],
+        metrics: Metrics,
+    ) -> Result<Self, SpoolError> {
+        let first = aggregators.first().map_or(ONLY_AGGREGATOR, String::as_str);
         options.segment_bytes = options.segment_bytes.min(options.bytes_max / 4).max(OVERHEAD_BYTES);
         let log_options = LogOptions {
             segment_bytes: options.segment_bytes,
@@ -36,7 +46,7 @@ impl Spool {
         let (log, found, set_aside) = open_log(&options.dir, log_options)?;
         let (state, loaded) = StateFile::open(&options.dir.join("state"))?;
         let checkpoint = checkpoint(&log);
-        let image = image(loaded, state.path(), checkpoint.is_some())?;
+        let image = image(loaded, state.path(), checkpoint.is_some(), first)?;
         let known = image.is_some();
         let Image { shipper, mut ledger, dropped } = image.unwrap_or_else(|| unknown(checkpoint.as_ref()));
 
@@ -72,6 +82,12 @@ impl Spool {
             tracing::warn!(new = hex(&new), reason, "new epoch");
             metrics.epochs.get_or_create(&[("reason", reason)]).inc();
         }
+        if !known && checkpoint.is_some() && aggregators.len() > 1 {
+            tracing::error!(
+                "with the state it is lost which batches went to which aggregator: some may be doubled"
+            );
+            ledger.lose_new(outbox::perhaps_doubled(), 1);
+        }
         metrics.recovered_events.inc_by(ledger.pending.events);
         metrics.spool_budget_bytes.set(options.bytes_max);
         let mut inner = Inner { shipper, ledger, dropped, state };
@@ -80,7 +96,7 @@ impl Spool {
             Err(StateError::File(error)) if error.is_full() => {}
             other => other?,
         }
-        let outbox = Outbox::new(inner, log.reader(), metrics);
+        let outbox = Outbox::new(inner, log.reader(), metrics, aggregators);
         let mut spool = Self { log, outbox, options, last_key, last_time_ns };
         if spool.log.checkpoint().is_none() {
             spool.roll()?;
@@ -122,13 +138,13 @@ fn checkpoint(log: &Log) -> Option<Checkpoint> {
     }
 }
 
-fn image(loaded: Loaded, path: &Path, has_log: bool) -> Result<Option<Image>, SpoolError> {
+fn image(loaded: Loaded, path: &Path, has_log: bool, first: &str) -> Result<Option<Image>, SpoolError> {
     match loaded {
         Loaded::Found { state, torn } => {
             if torn {
                 tracing::warn!(path = %path.display(), "a write of the state did not end: the one before it counts");
             }
-            let image = image::load(&state);
+            let image = image::load(&state, first);
             Ok(Some(image.map_err(|source| StateError::Record { path: path.to_owned(), source })?))
         }
         Loaded::Fresh if !has_log => Ok(None),
@@ -186,15 +202,23 @@ struct Waiting<'a> {
 
 impl Waiting<'_> {
     fn take(&mut self, position: u64, record: &SpoolRecord) {
-        let count = record.batches.len() as u64;
+        for part in self.ledger.parts(record.epoch(), record.first_number, record.batches.len()) {
+            self.take_part(position, record, part);
+        }
+    }
+
+    fn take_part(&mut self, position: u64, record: &SpoolRecord, part: Part) {
+        let Part { epoch: id, first, offset, mut count } = part;
+        self.reach(id, first);
+        let grows = self.ledger.epochs.back().is_some_and(|last| last.id == id);
+        if let Some(closed) = self.ledger.epoch(&id).filter(|_| self.known && !grows) {
+            // What follows went to another epoch and was acknowledged there, so that no alias leads to it any more.
+            count = count.min(closed.next.saturating_sub(first) as usize);
+        }
         if count == 0 {
             return;
         }
-        let last = record.first_number + count - 1;
-        let (id, last) = self.ledger.resolve(record.epoch(), last);
-        let first = (last + 1).saturating_sub(count).max(1);
-        let offset = (count - (last + 1 - first)) as usize;
-        self.reach(id, first);
+        let last = first + count as u64 - 1;
         let Some(epoch) = self.ledger.epochs.iter_mut().find(|epoch| epoch.id == id) else { return };
         if epoch.entries.back().is_some_and(|before| before.last() >= first) {
             tracing::error!(position, first, "spool record repeats a number");
@@ -204,7 +228,7 @@ impl Waiting<'_> {
         if !self.known {
             epoch.sent = last;
         }
-        let rest = &record.batches[offset..];
+        let rest = &record.batches[offset..offset + count];
         let waits = |number: u64| number > epoch.acked && !epoch.is_dropped(number);
         let sizes: Vec<_> = rest
             .iter()
@@ -232,8 +256,11 @@ impl Waiting<'_> {
 
     /// Without a known state, an epoch is met with its first record; what is before that was acknowledged.
     fn reach(&mut self, id: Id, next: u64) {
+        let (id, before) = self.ledger.resolve(id, next.saturating_sub(1));
+        let next = before + 1;
         if self.known {
-            if let Some(epoch) = self.ledger.epochs.iter_mut().find(|epoch| epoch.id == id) {
+            // Others are closed, and the state knows their end.
+            if let Some(epoch) = self.ledger.epochs.back_mut().filter(|last| last.id == id) {
                 epoch.next = epoch.next.max(next);
             }
         } else if self.ledger.epoch(&id).is_none() {

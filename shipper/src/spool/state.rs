@@ -14,20 +14,23 @@ use bytes::Bytes;
 use prost::Message;
 use weir_common::file::{FileError, parent, sync_dir};
 
-use super::record::{RecordError, SavedKey, id};
+use super::record::{RecordError, SavedKey};
 
 /// Size of one slot; a state that does not fit is refused.
 const SLOT_BYTES: u64 = 256 * 1024;
 /// Magic, sequence, length and CRC32C of sequence and body.
 const HEADER_BYTES: usize = 8 + 8 + 4 + 4;
-const MAGIC: &[u8; 8] = b"WEIRSPS1";
+/// Version 2: an epoch has a journal of its own, and there may be several aggregators.
+const MAGIC: &[u8; 8] = b"WEIRSPS2";
+/// Version 1: one journal for the whole spool. Read, not written.
+const MAGIC_1: &[u8; 8] = b"WEIRSPS1";
 
 /// Everything that is known about the spool beside its records.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct State {
     #[prost(bytes = "bytes", tag = "1")]
     pub shipper: Bytes,
-    /// The journal that batches were sent to; empty before the first.
+    /// Version 1 only: the journal that batches were sent to; empty before the first.
     #[prost(bytes = "bytes", tag = "2")]
     pub journal: Bytes,
     /// Oldest first; the last is the current one.
@@ -43,6 +46,18 @@ pub(crate) struct State {
     /// The log's next position at that time: once it is passed, a record has a newer interval.
     #[prost(uint64, tag = "7")]
     pub dropped_position: u64,
+    /// The aggregators that were met.
+    #[prost(message, repeated, tag = "8")]
+    pub aggregators: Vec<SavedAggregator>,
+}
+
+/// An aggregator and its journal.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct SavedAggregator {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub journal: Bytes,
 }
 
 /// One epoch's marks.
@@ -59,6 +74,9 @@ pub(crate) struct SavedEpoch {
     /// At least this is the next number.
     #[prost(uint64, tag = "4")]
     pub next: u64,
+    /// The journal that it belongs to; empty before anything was sent.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub journal: Bytes,
 }
 
 /// Numbers that will never be sent.
@@ -84,7 +102,7 @@ pub(crate) struct SavedTombstone {
     pub last_ns: i64,
 }
 
-/// Numbers of `from` above `base` are numbers of `to`, less `base`.
+/// Numbers of `from` above `base`, up to `end`, are numbers of `to`, less `base`.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct SavedAlias {
     #[prost(bytes = "bytes", tag = "1")]
@@ -93,6 +111,9 @@ pub(crate) struct SavedAlias {
     pub base: u64,
     #[prost(bytes = "bytes", tag = "3")]
     pub to: Bytes,
+    /// 0 is no end.
+    #[prost(uint64, tag = "4")]
+    pub end: u64,
 }
 
 /// Why the state file could not be used.
@@ -133,7 +154,7 @@ pub(crate) enum Loaded {
     /// There was no file: a new spool.
     Fresh,
     /// The newest valid state. `torn` says that the other slot holds a write that did not end.
-    Found { state: State, torn: bool },
+    Found { state: Box<State>, torn: bool },
     /// Both slots are damaged.
     Damaged,
 }
@@ -158,7 +179,7 @@ impl StateFile {
             sync_dir(parent(path))?;
         }
         let slots = [0, 1].map(|slot| read_slot(&file, slot));
-        let mut newest: Option<(u64, State)> = None;
+        let mut newest: Option<(u64, Box<State>)> = None;
         let mut torn = false;
         for slot in slots {
             match slot.map_err(FileError::at("read", path))? {
@@ -208,7 +229,7 @@ impl StateFile {
 enum Slot {
     Blank,
     Damaged,
-    Valid(u64, State),
+    Valid(u64, Box<State>),
 }
 
 fn read_slot(file: &File, slot: u64) -> io::Result<Slot> {
@@ -222,25 +243,16 @@ fn read_slot(file: &File, slot: u64) -> io::Result<Slot> {
         header[range].iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte))
     };
     let (sequence, length, crc) = (number(8..16), number(16..20) as usize, number(20..24) as u32);
-    let valid = (&header[..8] == MAGIC).then(|| rest.get(..length)).flatten();
+    let known = &header[..8] == MAGIC || &header[..8] == MAGIC_1;
+    let valid = known.then(|| rest.get(..length)).flatten();
     let valid = valid.filter(|body| checksum(sequence, body) == crc);
     Ok(valid
         .and_then(|body| State::decode(body).ok())
-        .map_or(Slot::Damaged, |state| Slot::Valid(sequence, state)))
+        .map_or(Slot::Damaged, |state| Slot::Valid(sequence, Box::new(state))))
 }
 
 fn checksum(sequence: u64, body: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&sequence.to_le_bytes()), body)
-}
-
-impl State {
-    /// The journal that the spool is bound to.
-    pub(crate) fn journal(&self) -> Result<Option<super::Id>, RecordError> {
-        if self.journal.is_empty() {
-            return Ok(None);
-        }
-        id("spool state", "journal", &self.journal).map(Some)
-    }
 }
 
 #[cfg(test)]
@@ -248,8 +260,13 @@ mod tests {
     use super::*;
 
     fn state(acked: u64) -> State {
-        let epoch =
-            SavedEpoch { epoch: Bytes::from_static(&[1; 16]), acked, sent: acked + 1, next: acked + 2 };
+        let epoch = SavedEpoch {
+            epoch: Bytes::from_static(&[1; 16]),
+            acked,
+            sent: acked + 1,
+            next: acked + 2,
+            journal: Bytes::new(),
+        };
         State { epochs: vec![epoch], ..State::default() }
     }
 

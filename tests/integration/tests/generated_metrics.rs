@@ -167,6 +167,7 @@ fn shipper_registry() -> Registry {
     let mut registry = Registry::default();
     let metrics = ShipperMetrics::default();
     metrics.register(&mut registry);
+    metrics.any_aggregator();
     let ShipperMetrics { dropped_events, dropped_batches, dropped_bytes, disconnects, epochs, .. } = metrics;
     // A family without a sample is left out of a scrape.
     for family in [dropped_events, dropped_batches, dropped_bytes, disconnects, epochs] {
