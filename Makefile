@@ -1,15 +1,18 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run test soak bench fuzz lint generate ebpf setup ci
+.PHONY: help run test test-kernels soak bench fuzz lint generate ebpf setup ci
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 run: ## watch this host's connections, as they are written to ./data (DURATION=20 DEMO=0 DATA=./data)
 	@scripts/run.sh
 
 test: ## run every test
 	@WEIR_SCALE=ci scripts/test.sh
+
+test-kernels: ## run the kernel programs on Debian's kernels 5.10, 6.1, 6.12 and newest, emulated (KERNELS='6.1 newest')
+	@scripts/kernels.sh $(KERNELS)
 
 soak: ## run the tests at full size and write docs/soak.md
 	@scripts/soak.sh

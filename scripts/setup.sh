@@ -3,7 +3,8 @@
 #
 #   scripts/setup.sh [run]    what building and `weir up` need (the default)
 #   scripts/setup.sh test     also what the tests need
-#   scripts/setup.sh ci       also what .ci/run needs: linters, fuzzer
+#   scripts/setup.sh kernels  also what `make test-kernels` needs: an emulator
+#   scripts/setup.sh ci       all of that, and what .ci/run needs: linters, fuzzer
 #
 # Downloads go to .cache in the checkout; only Debian's packages are installed into the system.
 set -euo pipefail
@@ -13,8 +14,8 @@ set -euo pipefail
 main() {
     local level=${1:-run}
     case $level in
-    run | test | ci) ;;
-    *) die "unknown level '$level': run, test or ci" ;;
+    run | test | kernels | ci) ;;
+    *) die "unknown level '$level': run, test, kernels or ci" ;;
     esac
     packages "$level"
     rust "$level"
@@ -33,6 +34,10 @@ test|nft|nftables|counts packets independently in the tests, and makes their NAT
 test|iperf3|iperf3|loads the capture in the tests
 test|ethtool|ethtool|switches segmentation offload off, so that counters are comparable
 test|sysctl|procps|sets forwarding in the tests'"'"' own namespaces
+kernels|qemu-system-x86_64|qemu-system-x86|boots other kernels
+kernels|busybox|busybox-static|is the guests'"'"' shell
+kernels|cpio|cpio|packs the guests'"'"' file systems
+kernels|xz|xz-utils|unpacks their modules
 ci|git|git|names the commit in reports'
 
 packages() {
@@ -62,7 +67,8 @@ packages() {
 wanted() {
     case $2 in
     run) [ "$1" = run ] ;;
-    test) [ "$1" != ci ] ;;
+    test) [ "$1" = run ] || [ "$1" = test ] ;;
+    kernels) [ "$1" != ci ] ;;
     ci) true ;;
     esac
 }

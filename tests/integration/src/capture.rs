@@ -6,7 +6,7 @@ use weir_schema::values::{Orientation, Reporter};
 use weir_shipper::{
     check,
     flow::{FlowRecord, LossRecord},
-    probe::{Capture, CaptureConfig},
+    probe::{Capture, CaptureConfig, ProgramStatus},
 };
 
 use crate::net::{Bytes, Cgroup, unique};
@@ -32,6 +32,15 @@ impl TestCapture {
 
     /// As [`TestCapture::new`], with other sizes.
     pub fn with(cgroup: &Cgroup, change: impl FnOnce(&mut CaptureConfig)) -> Self {
+        let capture = Self::degraded(cgroup, change);
+        for program in capture.programs() {
+            assert_eq!(program.problem, None, "program {}", program.name);
+        }
+        capture
+    }
+
+    /// As [`TestCapture::with`], on a kernel that may lack something.
+    pub fn degraded(cgroup: &Cgroup, change: impl FnOnce(&mut CaptureConfig)) -> Self {
         let mut config = CaptureConfig {
             cgroup: Some(cgroup.path().to_owned()),
             pin_directory: format!("/sys/fs/bpf/weir-test-{}", unique()).into(),
@@ -39,9 +48,6 @@ impl TestCapture {
         };
         change(&mut config);
         let capture = Capture::open(&config).expect("open capture");
-        for program in capture.programs() {
-            assert_eq!(program.problem, None, "program {}", program.name);
-        }
         Self {
             config,
             capture: Some(capture),
@@ -49,6 +55,11 @@ impl TestCapture {
             losses: Vec::new(),
             total: Bytes::default(),
         }
+    }
+
+    /// What became of each kernel program.
+    pub fn programs(&self) -> &[ProgramStatus] {
+        self.capture.as_ref().expect("the capture is open").programs()
     }
 
     /// How this capture was opened.
