@@ -11,6 +11,7 @@ mod atomic;
 mod cgroups;
 mod close;
 mod count;
+mod functions;
 mod maps;
 mod owner;
 mod skb;

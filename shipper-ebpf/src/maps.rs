@@ -53,9 +53,12 @@ pub static PROG_FREE: ProgramArray = ProgramArray::pinned(1, 0);
 /// code to the verifier behind a frozen 0.
 #[unsafe(no_mangle)]
 pub static HAS_SOCKOPS_NETNS: Global<u32> = Global::new(0);
-/// 1 where `sock_ops` may ask for the current process (kernel 6.10).
+/// 1 where `sock_ops` may ask for the current process and its name (kernel 6.16).
 #[unsafe(no_mangle)]
 pub static HAS_SOCKOPS_CURRENT: Global<u32> = Global::new(0);
+/// Offset from the kernel's BTF: `socket.sk`.
+#[unsafe(no_mangle)]
+pub static OFF_SOCKET_SK: Global<u32> = Global::new(0);
 /// Offsets from the kernel's BTF, for the path of a new cgroup: `cgroup.kn`, `kernfs_node.id`, `cgroup.root`,
 /// `cgroup_root.hierarchy_id`.
 #[unsafe(no_mangle)]

@@ -115,20 +115,19 @@ fn dispatch(ctx: &BtfTracePointContext, programs: &ProgramArray) -> i32 {
 /// `sock_send_length(sk, ret, flags)`.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn send(ctx: BtfTracePointContext) -> i32 {
-    used(&ctx)
+    used(ctx.arg(0))
 }
 
 /// `sock_recv_length(sk, ret, flags)`.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn recv(ctx: BtfTracePointContext) -> i32 {
-    used(&ctx)
+    used(ctx.arg(0))
 }
 
 /// The first process that sends or receives is the owner of an accepted socket.
 #[inline(always)]
-fn used(ctx: &BtfTracePointContext) -> i32 {
-    let sk: *const u8 = ctx.arg(0);
-    // SAFETY: the helper takes a socket of a tracepoint's arguments; the pointer is into the map.
+pub fn used(sk: *const u8) -> i32 {
+    // SAFETY: the helper takes a socket whose type the verifier knows; the pointer is into the map.
     unsafe {
         let cookie = bpf_get_socket_cookie(sk as *mut c_void);
         if let Some(sock) = SOCKS.get_ptr_mut(cookie)

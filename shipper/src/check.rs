@@ -89,7 +89,7 @@ pub fn report(config: &CaptureConfig) -> CheckReport {
     line(
         "current process in sock_ops",
         features.sockops_current,
-        "helper bpf_get_current_pid_tgid is not allowed there (kernel 6.10 has it)",
+        "helper bpf_get_current_comm is not allowed there (kernel 6.16 has it)",
         "a server that neither sends nor receives before it closes has no process",
     );
     line(

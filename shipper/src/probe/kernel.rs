@@ -26,6 +26,8 @@ pub(crate) struct KernelFeatures {
     pub packet_offsets: Option<PacketOffsets>,
     /// Where to find a socket's error: `sock.sk_err`.
     pub sk_err: Option<u32>,
+    /// Where to find the protocol's part of a socket: `socket.sk`.
+    pub socket_sk: Option<u32>,
 }
 
 /// Byte offsets for `cgroups.rs` of the kernel programs.
@@ -62,6 +64,7 @@ impl KernelFeatures {
             cgroup_offsets: types.as_ref().and_then(CgroupOffsets::find),
             packet_offsets: types.as_ref().and_then(PacketOffsets::find),
             sk_err: types.as_ref().and_then(|types| types.offset("sock", "sk_err")),
+            socket_sk: types.as_ref().and_then(|types| types.offset("socket", "sk")),
         }
     }
 }

@@ -55,6 +55,7 @@ pub(crate) fn open_object(
         .override_global("OFF_SKB_NETWORK", &packet.skb_network, true)
         .override_global("OFF_SK_STATE", &packet.sk_state, true)
         .override_global("OFF_SK_ERR", &features.sk_err.unwrap_or(0), true)
+        .override_global("OFF_SOCKET_SK", &features.socket_sk.unwrap_or(0), true)
         .map_max_entries("FLOWS_A", config.flow_entries)
         .map_max_entries("FLOWS_B", config.flow_entries)
         .map_max_entries("SOCKS", config.socket_entries)

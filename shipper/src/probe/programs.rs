@@ -17,8 +17,14 @@ use super::{error::CaptureError, pins::Pins, sys};
 enum Place {
     /// A cgroup, with the kernel's `enum bpf_attach_type`.
     Cgroup(u32),
-    /// A tracepoint: its name, its permanent dispatcher, and the map through which that calls the program.
-    Tracepoint { name: &'static str, dispatcher: &'static str, array: &'static str },
+    /// A tracepoint: its name, its permanent dispatcher, and the map through which that calls the program; and the
+    /// programs, named like the functions that they go to, which stand in for it where the kernel lacks it.
+    Tracepoint {
+        name: &'static str,
+        dispatcher: &'static str,
+        array: &'static str,
+        instead: &'static [&'static str],
+    },
 }
 
 struct Spec {
@@ -34,7 +40,7 @@ struct Spec {
 const PROGRAMS: &[Spec] = &[
     Spec {
         name: "mkdir",
-        place: Place::Tracepoint { name: "cgroup_mkdir", dispatcher: "mkdir_dispatch", array: "PROG_MKDIR" },
+        place: Place::Tracepoint { name: "cgroup_mkdir", dispatcher: "mkdir_dispatch", array: "PROG_MKDIR", instead: &[] },
         needed: false,
         cost: "a cgroup that is made and removed between two scans has no path, so no container and no pod",
     },
@@ -44,9 +50,11 @@ const PROGRAMS: &[Spec] = &[
             name: "sock_send_length",
             dispatcher: "send_dispatch",
             array: "PROG_SEND",
+            instead: &["inet_sendmsg", "inet6_sendmsg"],
         },
         needed: false,
-        cost: "servers that only send are named by their listening socket, if at all (kernel 6.3 has it)",
+        cost: "servers that only send are named by their listening socket, if at all (kernel 6.3 has the tracepoint, 5.12 \
+               what stands in for it)",
     },
     Spec {
         name: "recv",
@@ -54,9 +62,11 @@ const PROGRAMS: &[Spec] = &[
             name: "sock_recv_length",
             dispatcher: "recv_dispatch",
             array: "PROG_RECV",
+            instead: &["inet_recvmsg", "inet6_recvmsg"],
         },
         needed: false,
-        cost: "servers are named by their listening socket, if at all (kernel 6.3 has it)",
+        cost: "servers are named by their listening socket, if at all (kernel 6.3 has the tracepoint, 5.12 what stands in \
+               for it)",
     },
     Spec {
         name: "state",
@@ -64,13 +74,14 @@ const PROGRAMS: &[Spec] = &[
             name: "inet_sock_set_state",
             dispatcher: "state_dispatch",
             array: "PROG_STATE",
+            instead: &[],
         },
         needed: false,
         cost: "the end of connections older than the shipper is not seen",
     },
     Spec {
         name: "free",
-        place: Place::Tracepoint { name: "kfree_skb", dispatcher: "free_dispatch", array: "PROG_FREE" },
+        place: Place::Tracepoint { name: "kfree_skb", dispatcher: "free_dispatch", array: "PROG_FREE", instead: &[] },
         needed: false,
         cost: "packets that meet a socket in TIME_WAIT are not counted: a FIN per connection that this side closes \
                first (kernel 6.11 tells the socket)",
@@ -142,8 +153,16 @@ pub(crate) fn attach_all(
                 let program = descriptor(ebpf, spec.name)?;
                 attach_cgroup(program, cgroup, cgroup_id, attach_type, &pins.link(spec.name))
             }),
-            Place::Tracepoint { name, dispatcher, array } => load(ebpf, spec.name, Some(name), btf)
-                .and_then(|()| attach_tracepoint(ebpf, spec.name, name, dispatcher, array, btf, pins)),
+            Place::Tracepoint { name, dispatcher, array, instead } => {
+                or_instead(load(ebpf, spec.name, Some(name), btf), instead, |function| {
+                    load(ebpf, function, Some(function), btf)?;
+                    attach_function(descriptor(ebpf, function)?, &pins.link(function))
+                })
+                .and_then(|here| match here {
+                    Here::Itself => attach_tracepoint(ebpf, spec.name, name, dispatcher, array, btf, pins),
+                    Here::Instead => Ok(()),
+                })
+            }
         };
         result.err()
     })
@@ -173,13 +192,37 @@ pub(crate) fn detach_all(pins: &Pins) -> Result<(), CaptureError> {
 
 /// Loads every program and attaches none: what `check` asks.
 pub(crate) fn load_all(ebpf: &mut Ebpf, btf: Option<&Btf>) -> Vec<ProgramStatus> {
-    each(|spec| {
-        let tracepoint = match spec.place {
-            Place::Cgroup(_) => None,
-            Place::Tracepoint { name, .. } => Some(name),
-        };
-        load(ebpf, spec.name, tracepoint, btf).err()
+    each(|spec| match spec.place {
+        Place::Cgroup(_) => load(ebpf, spec.name, None, btf).err(),
+        Place::Tracepoint { name, instead, .. } => {
+            or_instead(load(ebpf, spec.name, Some(name), btf), instead, |function| {
+                load(ebpf, function, Some(function), btf)
+            })
+            .err()
+        }
     })
+}
+
+/// What of a tracepoint is there.
+enum Here {
+    Itself,
+    Instead,
+}
+
+/// Where `loaded` failed, does `each` of what stands in for it.
+fn or_instead(
+    loaded: Result<(), String>,
+    instead: &[&'static str],
+    mut each: impl FnMut(&'static str) -> Result<(), String>,
+) -> Result<Here, String> {
+    match loaded {
+        Ok(()) => Ok(Here::Itself),
+        Err(problem) if instead.is_empty() => Err(problem),
+        Err(problem) => instead
+            .iter()
+            .try_for_each(|function| each(function).map_err(|error| format!("{problem}; {function}: {error}")))
+            .map(|()| Here::Instead),
+    }
 }
 
 /// Fails when a program is missing without which nothing can be counted.
@@ -204,15 +247,19 @@ fn each(mut run: impl FnMut(&Spec) -> Option<String>) -> Vec<ProgramStatus> {
         .collect()
 }
 
-fn load(ebpf: &mut Ebpf, name: &str, tracepoint: Option<&str>, btf: Option<&Btf>) -> Result<(), String> {
+/// `target` is a tracepoint or a function, by the kind of the program.
+fn load(ebpf: &mut Ebpf, name: &str, target: Option<&str>, btf: Option<&Btf>) -> Result<(), String> {
     let program = ebpf.program_mut(name).ok_or("the kernel object does not have it")?;
-    let result = match (program, tracepoint) {
+    let result = match (program, target) {
         (Program::CgroupSkb(program), None) => program.load(),
         (Program::SockOps(program), None) => program.load(),
         (Program::CgroupSock(program), None) => program.load(),
         (Program::CgroupSockAddr(program), None) => program.load(),
         (Program::BtfTracePoint(program), Some(tracepoint)) => {
             program.load(tracepoint, btf.ok_or("the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)")?)
+        }
+        (Program::FEntry(program), Some(function)) => {
+            program.load(function, btf.ok_or("the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)")?)
         }
         _ => return Err("the kernel object has it as another type".to_owned()),
     };
@@ -279,6 +326,18 @@ fn attach_tracepoint(
     let link =
         sys::tracepoint_open(descriptor(ebpf, dispatcher)?).map_err(|error| format!("attach: {error}"))?;
     sys::obj_pin(&pin, link.as_fd()).map_err(|error| format!("pin link: {error}"))
+}
+
+/// Such links can't be updated. The new one is there before the old one goes: both name the same owner.
+fn attach_function(program: BorrowedFd<'_>, pin: &Path) -> Result<(), String> {
+    let link = sys::tracepoint_open(program).map_err(|error| format!("attach: {error}"))?;
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(format!("remove the pin of the link before: {error}"));
+        }
+        _ => {}
+    }
+    sys::obj_pin(pin, link.as_fd()).map_err(|error| format!("pin link: {error}"))
 }
 
 /// An error with its causes in one line; of the verifier's log the last lines, which say why.
