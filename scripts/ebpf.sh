@@ -2,14 +2,17 @@
 # Builds the kernel programs, and proves that the committed object is what the source gives.
 #
 #   scripts/ebpf.sh setup     install what building needs (Debian 12: rustc-web with library source, LLVM, bpf-linker)
-#   scripts/ebpf.sh build     build, and write shipper/ebpf/weir-shipper.bpf.o and shipper/ebpf/ebpf.lock
+#   scripts/ebpf.sh build     build, and write the objects and ebpf.lock to shipper/ebpf
 #   scripts/ebpf.sh verify    build elsewhere; compare byte by byte if the versions are those of the lock, else warn
-#   scripts/ebpf.sh object F  build and write the object to F
+#   scripts/ebpf.sh objects D build and write the objects to the folder D
+#
+# There are two: weir-shipper.bpf.o, and weir-shipper-plain.bpf.o for kernels before 5.12, which lack most atomic
+# instructions.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-object=$root/shipper/ebpf/weir-shipper.bpf.o
-lock=$root/shipper/ebpf/ebpf.lock
+committed=$root/shipper/ebpf
+lock=$committed/ebpf.lock
 linker_version=0.13.0
 export PATH="${BPF_LINKER_ROOT:-${CARGO_HOME:-$HOME/.cargo}}/bin:$PATH"
 # The compiler must have its own library source in its sysroot: Debian's rustc-web does, rustup's stable does not.
@@ -45,7 +48,7 @@ need() {
     command -v "$1" >/dev/null 2>&1 || { echo "$1 is missing ($2): run scripts/ebpf.sh setup" >&2; exit 1; }
 }
 
-# compile SOURCE_ROOT TARGET_DIR OUT: one object, stripped, the same bytes whatever the paths
+# compile SOURCE_ROOT TARGET_DIR OUT_DIR: both objects, stripped, the same bytes whatever the paths
 compile() {
     need "$rustc" "a rustc with library source"
     need bpf-linker "links BPF objects"
@@ -61,10 +64,20 @@ compile() {
         [ "$name" = CARGO_HOME ] || unset "$name"
     done
     unset RUSTFLAGS RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER RUSTUP_TOOLCHAIN RUSTDOC TARGET HOST 2>/dev/null || true
-    (cd "$src/shipper-ebpf" && RUSTC=$rustc RUSTC_BOOTSTRAP=1 CARGO_ENCODED_RUSTFLAGS=$flags \
-        cargo build --quiet --release --locked -Zbuild-std=core --target bpfel-unknown-none \
-        --bin weir-shipper --target-dir "$2")
-    "$objcopy" --strip-debug "$2/bpfel-unknown-none/release/weir-shipper" "$3"
+    for variant in '' plain; do
+        (cd "$src/shipper-ebpf" && RUSTC=$rustc RUSTC_BOOTSTRAP=1 CARGO_ENCODED_RUSTFLAGS=$flags \
+            cargo build --quiet --release --locked -Zbuild-std=core --target bpfel-unknown-none \
+            --bin weir-shipper --features "$variant" --target-dir "$2")
+        "$objcopy" --strip-debug "$2/bpfel-unknown-none/release/weir-shipper" "$3/weir-shipper${variant:+-$variant}.bpf.o"
+    done
+}
+
+# hashes DIR: a line for each object, as the lock has it
+hashes() {
+    for variant in '' plain; do
+        name=weir-shipper${variant:+-$variant}.bpf.o
+        echo "\"$name\" = \"$(sha256sum "$1/$name" | cut -d' ' -f1)\""
+    done
 }
 
 versions() {
@@ -78,38 +91,41 @@ setup)
     setup
     ;;
 build)
-    mkdir -p "$root/shipper/ebpf"
-    compile "$root" "$root/target/ebpf" "$object"
+    mkdir -p "$committed"
+    compile "$root" "$root/target/ebpf" "$committed"
     {
-        echo "# Written by scripts/ebpf.sh build: what made weir-shipper.bpf.o, and its hash."
+        echo "# Written by scripts/ebpf.sh build: what made the objects beside this file, and their SHA-256."
         versions
-        echo "sha256 = \"$(sha256sum "$object" | cut -d' ' -f1)\""
+        hashes "$committed"
     } >"$lock"
     cat "$lock"
     ;;
-object)
+objects)
     compile "$root" "${WEIR_EBPF_TARGET:-$root/target/ebpf}" "$2"
     ;;
 verify)
-    recorded=$(sed -n 's/^sha256 = "\(.*\)"/\1/p' "$lock")
-    [ "$(sha256sum "$object" | cut -d' ' -f1)" = "$recorded" ] ||
-        { echo "shipper/ebpf/weir-shipper.bpf.o is not the object that ebpf.lock records" >&2; exit 1; }
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
-    mkdir "$work/src"
+    hashes "$committed" >"$work/hashes"
+    grep '\.bpf\.o' "$lock" | cmp -s - "$work/hashes" ||
+        { echo "the objects in shipper/ebpf are not those that ebpf.lock records" >&2; exit 1; }
+    mkdir "$work/src" "$work/built"
     cp -r "$root/shipper-ebpf" "$work/src/"
     rm -rf "$work/src/shipper-ebpf/target"
-    compile "$work/src" "$work/target" "$work/built.o"
+    compile "$work/src" "$work/target" "$work/built"
     versions >"$work/versions"
-    if grep -v -e '^#' -e '^sha256' "$lock" | cmp -s - "$work/versions"; then
-        cmp "$object" "$work/built.o" && echo "the committed object is what the source gives"
+    if grep -v -e '^#' -e '\.bpf\.o' "$lock" | cmp -s - "$work/versions"; then
+        for object in "$work"/built/*; do
+            cmp "$committed/$(basename "$object")" "$object"
+        done
+        echo "the committed objects are what the source gives"
     else
         echo "warning: other tools than ebpf.lock's; the source builds, its bytes were not compared:" >&2
-        grep -v -e '^#' -e '^sha256' "$lock" | diff - "$work/versions" >&2 || true
+        grep -v -e '^#' -e '\.bpf\.o' "$lock" | diff - "$work/versions" >&2 || true
     fi
     ;;
 *)
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    sed -n '2,12s/^# \{0,1\}//p' "$0"
     exit 64
     ;;
 esac

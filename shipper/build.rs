@@ -1,4 +1,4 @@
-//! Puts the kernel programs' object into `OUT_DIR`: the committed one, or with `WEIR_EBPF=source` one built from
+//! Puts the kernel programs' objects into `OUT_DIR`: the committed ones, or with `WEIR_EBPF=source` ones built from
 //! `shipper-ebpf` by `scripts/ebpf.sh`. The default needs nothing but stable Rust.
 
 use std::{
@@ -9,14 +9,15 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-const OBJECT: &str = "weir-shipper.bpf.o";
+/// The second is for kernels before 5.12.
+const OBJECTS: [&str; 2] = ["weir-shipper.bpf.o", "weir-shipper-plain.bpf.o"];
 
 fn main() -> Result<()> {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?);
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
     let root = here.parent().context("the crate has no parent directory")?;
     println!("cargo::rerun-if-env-changed=WEIR_EBPF");
-    println!("cargo::rerun-if-changed={}", here.join("ebpf").join(OBJECT).display());
+    println!("cargo::rerun-if-changed={}", here.join("ebpf").display());
     match env::var("WEIR_EBPF").as_deref() {
         Ok("source") => {
             for path in
@@ -27,8 +28,10 @@ fn main() -> Result<()> {
             build(root, &out)
         }
         Ok("committed") | Err(env::VarError::NotPresent) => {
-            let object = here.join("ebpf").join(OBJECT);
-            fs::copy(&object, out.join(OBJECT)).with_context(|| format!("copy {}", object.display()))?;
+            for name in OBJECTS {
+                let object = here.join("ebpf").join(name);
+                fs::copy(&object, out.join(name)).with_context(|| format!("copy {}", object.display()))?;
+            }
             Ok(())
         }
         other => bail!("WEIR_EBPF is {other:?}; it may be `source` or `committed`"),
@@ -39,8 +42,8 @@ fn build(root: &Path, out: &Path) -> Result<()> {
     let script = root.join("scripts/ebpf.sh");
     // A target directory of its own: the outer cargo holds the lock on the other one.
     let status = Command::new(&script)
-        .arg("object")
-        .arg(out.join(OBJECT))
+        .arg("objects")
+        .arg(out)
         .env("WEIR_EBPF_TARGET", out.join("ebpf"))
         .env_remove("RUSTC")
         .status()

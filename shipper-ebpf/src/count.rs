@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use weir_shipper_ebpf::{
     COUNTER_FLOWS_FULL, COUNTER_META_FULL, COUNTER_PARSE_FAILED, COUNTER_RAW_COPIES, EGRESS, END_ABORTED,
-    FlowKey, FlowValue, INGRESS, Meta, RST_RECEIVED, RST_SENT, VANTAGE_SOCKET, class,
+    FlowKey, FlowValue, INGRESS, Meta, ROLE_CLIENT, RST_RECEIVED, RST_SENT, VANTAGE_SOCKET, class,
     packet::{FLAG_RST, FLAG_SYN, SCTP, TCP, UDP, ip},
     total_index,
 };
@@ -27,6 +27,7 @@ use crate::{
 
 const SOCK_STREAM: u32 = 1;
 const SOCK_RAW: u32 = 3;
+const STATE_SYN_SENT: u32 = 2;
 const STATE_LISTEN: u32 = 10;
 
 #[cgroup_skb(ingress)]
@@ -101,6 +102,16 @@ fn packet(skb: *mut __sk_buff, direction: u32) {
             of_connection(skb, &key, &socket, now)
         };
         opened(interval, entry, VANTAGE_SOCKET, class(key.protocol), direction, new);
+    }
+    if connection
+        && socket.state != STATE_SYN_SENT
+        && let Some(entry) = entry
+    {
+        // SAFETY: the pointer is into the map.
+        let before = unsafe { (*entry).state };
+        if fresh || before == STATE_SYN_SENT {
+            shaken(key.cookie, entry);
+        }
     }
     if connection && flags & FLAG_RST != 0 && !socket.listener {
         reset(key.cookie, egress, entry);
@@ -206,6 +217,20 @@ fn of_connection(skb: *mut __sk_buff, key: &FlowKey, socket: &Socket, now: u64) 
         }
         (*sock).touched_ns = now;
         take32(&raw mut (*sock).pending)
+    }
+}
+
+/// The first packet since a client's handshake ended, its last acknowledgement or later, tells the interval which one it
+/// ended in. Times can't: the map may change between the answer and that packet.
+#[inline(always)]
+fn shaken(cookie: u64, entry: *mut FlowValue) {
+    let Some(sock) = SOCKS.get_ptr_mut(cookie) else { return };
+    // SAFETY: the pointers are into maps.
+    unsafe {
+        if (*sock).role == ROLE_CLIENT && (*sock).handshake != 0 {
+            (*sock).handshake = 0;
+            (*entry).established = 1;
+        }
     }
 }
 

@@ -150,7 +150,8 @@ pub struct FlowValue {
     pub end: u32,
     /// One of `ERROR_*` when it never came about.
     pub error: u32,
-    pub reserved: u32,
+    /// 1 in the one interval in which a handshake ended.
+    pub established: u32,
 }
 
 /// How a connection ended (`FlowValue::end`, `Sock::end`).
@@ -231,7 +232,9 @@ pub struct Sock {
     pub tid: u32,
     pub comm: [u8; 16],
     pub protocol: u32,
-    pub reserved: u32,
+    /// A client's: 1 from the end of the handshake to the next packet, which is counted as `established`. A server's:
+    /// the time from SYN-ACK to its acknowledgement, in microseconds, at least 1.
+    pub handshake: u32,
 }
 
 /// What is known of a flow without a connection, by its key.
@@ -362,7 +365,7 @@ impl FlowValue {
         retransmits_cached: 0,
         end: 0,
         error: 0,
-        reserved: 0,
+        established: 0,
     };
 }
 
@@ -391,7 +394,7 @@ impl Sock {
         tid: 0,
         comm: [0; 16],
         protocol: 0,
-        reserved: 0,
+        handshake: 0,
     };
 }
 

@@ -61,7 +61,10 @@ pub fn sock_events(ctx: SockOpsContext) -> u32 {
             // SAFETY: the pointer is into the map.
             unsafe {
                 match op {
-                    ACTIVE_ESTABLISHED => (*sock).established_ns = now,
+                    ACTIVE_ESTABLISHED => {
+                        (*sock).established_ns = now;
+                        (*sock).handshake = 1;
+                    }
                     RTO => add32(&raw mut (*sock).timeouts, 1),
                     RETRANS => add32(&raw mut (*sock).retransmits, ctx.arg(1)),
                     STATE if ctx.arg(1) == CLOSE => closed(sock, ctx.arg(0), now),
@@ -83,6 +86,7 @@ fn connect(ctx: &SockOpsContext, cookie: u64, now: u64) {
     unsafe {
         (*sock).connect_ns = now;
         (*sock).established_ns = 0;
+        (*sock).handshake = 0;
         add32(&raw mut (*sock).pending, 1);
     }
 }
@@ -98,6 +102,9 @@ fn accepted(ctx: &SockOpsContext, cookie: u64, now: u64) {
     // SAFETY: the pointers are into maps.
     unsafe {
         (*sock).established_ns = now;
+        // The first sample is the handshake's. The kernel keeps eight times the value.
+        let answered = word!((*ctx.ops).srtt_us) >> 3;
+        (*sock).handshake = if answered == 0 { 1 } else { answered };
         add32(&raw mut (*sock).pending, 1);
         let key = (*sock).key;
         let mut entry = flow(interval, &key);
@@ -111,6 +118,7 @@ fn accepted(ctx: &SockOpsContext, cookie: u64, now: u64) {
             }
             (*entry).last_ns = now;
             (*entry).state = 1;
+            (*entry).established = 1;
         }
     }
 }

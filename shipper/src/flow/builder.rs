@@ -197,7 +197,7 @@ impl Builder {
         let mut hash = Fnv::new();
         // A translated connection has two tuples, of which an interval may show either: the cookie and the start name
         // it. They don't name what is left of a connection that its socket made before this one.
-        let before = entry.value.last_ns < start && entry.handshake_ns == 0;
+        let before = entry.value.last_ns < start && entry.listener == 0;
         if !connection || sock.is_none() || before {
             hash.write(&key.local);
             hash.write(&key.remote);
@@ -301,21 +301,21 @@ fn connect_error(error: u32) -> Option<ConnectError> {
     }
 }
 
-/// Handshake time, on the one record in whose window the connection was established. A client's is from the call of
-/// connect, a server's from the first SYN.
+/// Handshake time, on the one record in whose interval the handshake ended. A client's is from the call of connect, a
+/// server's from the first SYN; where that came an interval earlier, from the SYN-ACK.
 fn handshake_us(entry: &Entry, sock: &Sock) -> Option<u32> {
-    let FlowValue { first_ns, last_ns, .. } = entry.value;
-    let established = sock.established_ns;
-    if !is_connection(&entry.key) || established < first_ns || established > last_ns {
+    if !is_connection(&entry.key) || entry.value.established == 0 {
         return None;
     }
-    let began = match sock.role {
-        ROLE_CLIENT => sock.connect_ns,
-        ROLE_SERVER => entry.handshake_ns,
-        _ => 0,
+    let since = |began: u64| {
+        let took = sock.established_ns.checked_sub(began).filter(|_| began != 0)?;
+        Some(u32::try_from(took / 1000).unwrap_or(u32::MAX))
     };
-    (began != 0 && began <= established)
-        .then(|| u32::try_from((established - began) / 1000).unwrap_or(u32::MAX))
+    match sock.role {
+        ROLE_CLIENT => since(sock.connect_ns),
+        ROLE_SERVER => since(entry.handshake_ns).or_else(|| some(sock.handshake)),
+        _ => None,
+    }
 }
 
 /// FNV-1a: the same in every version of every program, which a hasher of a library does not promise.

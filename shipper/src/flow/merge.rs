@@ -7,6 +7,7 @@ use foldhash::fast::FixedState;
 use weir_shipper_ebpf::{FlowKey, FlowValue, ROLE_SERVER, Sock};
 
 const TCP: u8 = 6;
+const FLAG_SYN: u32 = 2;
 const FLAG_RST: u32 = 4;
 
 /// One flow of one interval, on its way to a record.
@@ -55,7 +56,7 @@ fn join_handshakes(handshakes: Vec<Entry>, entries: &mut Vec<Entry>, socks: &Soc
         if let Some(index) = children.get(&tuple(&handshake.key)) {
             let child = &mut entries[*index];
             child.listener = listener;
-            child.handshake_ns = handshake.value.first_ns;
+            child.handshake_ns = asked_ns(&handshake.value);
             add(&mut child.value, &handshake.value);
             continue;
         }
@@ -64,7 +65,7 @@ fn join_handshakes(handshakes: Vec<Entry>, entries: &mut Vec<Entry>, socks: &Soc
             servers.map(|(cookie, sock)| (tuple(&sock.key), *cookie)).collect()
         });
         handshake.listener = listener;
-        handshake.handshake_ns = handshake.value.first_ns;
+        handshake.handshake_ns = asked_ns(&handshake.value);
         if let Some(child) = accepted.get(&tuple(&handshake.key)) {
             handshake.key.cookie = *child;
             handshake.value.listener = 0;
@@ -72,6 +73,11 @@ fn join_handshakes(handshakes: Vec<Entry>, entries: &mut Vec<Entry>, socks: &Soc
         // The SYN-ACK of a translated handshake has another tuple than its SYN: both stay, under the same listener.
         entries.push(handshake);
     }
+}
+
+/// When the handshake's SYN arrived; 0 when it did in an interval before, and this one has only the last acknowledgement.
+fn asked_ns(handshake: &FlowValue) -> u64 {
+    if handshake.flags_received & FLAG_SYN != 0 { handshake.first_ns } else { 0 }
 }
 
 /// Acknowledgements that the kernel sends for a socket in TIME_WAIT carry no cookie. They belong to the connection that
@@ -171,8 +177,9 @@ fn add(into: &mut FlowValue, from: &FlowValue) {
         retransmits_cached: _,
         end,
         error,
-        reserved: _,
+        established,
     } = *from;
+    into.established |= established;
     into.sent.packets += sent.packets;
     into.sent.bytes += sent.bytes;
     into.received.packets += received.packets;
@@ -233,12 +240,21 @@ mod tests {
 
     #[test]
     fn a_handshake_joins_its_child() {
-        let listener = FlowValue { listener: 3, first_ns: 1, last_ns: 4, ..value(1, 2) };
+        let syn = FlowValue { flags_received: FLAG_SYN, ..value(1, 2) };
+        let listener = FlowValue { listener: 3, first_ns: 1, last_ns: 4, ..syn };
         let child = FlowValue { opened: 1, ..value(3, 4) };
         let merged = merge(vec![(key(7, 1, 2), listener), (key(8, 1, 2), child)], &Socks::default());
         let [entry] = &merged[..] else { panic!("{merged:?}") };
         assert_eq!((entry.key.cookie, entry.listener, entry.handshake_ns), (8, 7, 1));
         assert_eq!((entry.value.sent.packets, entry.value.received.bytes, entry.value.opened), (4, 600, 1));
+    }
+
+    #[test]
+    fn a_handshake_that_began_an_interval_earlier_has_no_beginning() {
+        let acknowledgement = FlowValue { listener: 1, first_ns: 1, ..value(0, 1) };
+        let flows = vec![(key(7, 1, 2), acknowledgement), (key(8, 1, 2), value(3, 4))];
+        let merged = merge(flows, &Socks::default());
+        assert_eq!((merged[0].key.cookie, merged[0].listener, merged[0].handshake_ns), (8, 7, 0));
     }
 
     #[test]

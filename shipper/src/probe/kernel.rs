@@ -7,7 +7,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 
-use super::btf::KernelTypes;
+use super::{btf::KernelTypes, sys};
 
 /// Answers of this kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(crate) struct KernelFeatures {
     pub release: String,
     /// Type information is there.
     pub btf: bool,
+    /// Atomic instructions other than the addition (kernel 5.12).
+    pub atomics: bool,
     /// `sock_ops` may read the network namespace's cookie.
     pub sockops_netns: bool,
     /// `sock_ops` may read the current process.
@@ -57,6 +59,7 @@ impl KernelFeatures {
                 .map(|release| release.trim().to_owned())
                 .unwrap_or_default(),
             btf: types.is_some(),
+            atomics: sys::atomics_supported(),
             sockops_netns: helper(BpfHelper::BPF_FUNC_get_netns_cookie),
             sockops_current: helper(BpfHelper::BPF_FUNC_get_current_pid_tgid)
                 && helper(BpfHelper::BPF_FUNC_get_current_comm)

@@ -25,6 +25,9 @@ pub(crate) use sys::wait_for_programs;
 
 /// The kernel programs, as committed or as built from source: see `build.rs`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-shipper.bpf.o"));
+/// The same without the atomic instructions that kernels before 5.12 lack.
+static PLAIN_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weir-shipper-plain.bpf.o"));
 
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
@@ -62,5 +65,5 @@ pub(crate) fn open_object(
         .map_max_entries("META", config.meta_entries)
         .map_max_entries("CGROUPS", config.cgroup_entries)
         .default_map_pin_directory(pins)
-        .load(OBJECT)
+        .load(if features.atomics { OBJECT } else { PLAIN_OBJECT })
 }

@@ -40,7 +40,12 @@ struct Spec {
 const PROGRAMS: &[Spec] = &[
     Spec {
         name: "mkdir",
-        place: Place::Tracepoint { name: "cgroup_mkdir", dispatcher: "mkdir_dispatch", array: "PROG_MKDIR", instead: &[] },
+        place: Place::Tracepoint {
+            name: "cgroup_mkdir",
+            dispatcher: "mkdir_dispatch",
+            array: "PROG_MKDIR",
+            instead: &[],
+        },
         needed: false,
         cost: "a cgroup that is made and removed between two scans has no path, so no container and no pod",
     },
@@ -81,7 +86,12 @@ const PROGRAMS: &[Spec] = &[
     },
     Spec {
         name: "free",
-        place: Place::Tracepoint { name: "kfree_skb", dispatcher: "free_dispatch", array: "PROG_FREE", instead: &[] },
+        place: Place::Tracepoint {
+            name: "kfree_skb",
+            dispatcher: "free_dispatch",
+            array: "PROG_FREE",
+            instead: &[],
+        },
         needed: false,
         cost: "packets that meet a socket in TIME_WAIT are not counted: a FIN per connection that this side closes \
                first (kernel 6.11 tells the socket)",
@@ -220,7 +230,9 @@ fn or_instead(
         Err(problem) if instead.is_empty() => Err(problem),
         Err(problem) => instead
             .iter()
-            .try_for_each(|function| each(function).map_err(|error| format!("{problem}; {function}: {error}")))
+            .try_for_each(|function| {
+                each(function).map_err(|error| format!("{problem}; {function}: {error}"))
+            })
             .map(|()| Here::Instead),
     }
 }

@@ -12,6 +12,7 @@ use std::{
     path::Path,
 };
 
+const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const OBJ_GET_INFO: libc::c_int = 15;
@@ -62,6 +63,39 @@ pub(crate) fn obj_get(path: &Path) -> io::Result<OwnedFd> {
 pub(crate) fn obj_pin(path: &Path, fd: BorrowedFd<'_>) -> io::Result<()> {
     let path = c_path(path)?;
     bpf(OBJ_PIN, &mut Obj { path: path.as_ptr() as u64, fd: fd.as_raw_fd() as u32, flags: 0 }).map(drop)
+}
+
+#[repr(C)]
+struct ProgramLoad {
+    kind: u32,
+    instructions: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+/// Whether the kernel takes an atomic OR: loads a program of four instructions that has one.
+pub(crate) fn atomics_supported() -> bool {
+    const SOCKET_FILTER: u32 = 1;
+    // r0 = 0; *(u64 *)(r10 - 8) = r0; lock *(u64 *)(r10 - 8) |= r0; exit (kernel: Documentation/bpf/standardization).
+    const CODE: [u64; 4] =
+        [0x0000_0000_0000_00b7, 0x0000_0000_fff8_0a7b, 0x0000_0040_fff8_0adb, 0x0000_0000_0000_0095];
+    let mut load = ProgramLoad {
+        kind: SOCKET_FILTER,
+        instructions: CODE.len() as u32,
+        code: CODE.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+    };
+    bpf(PROG_LOAD, &mut load).map(owned).is_ok()
 }
 
 #[repr(C)]
