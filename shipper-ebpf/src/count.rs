@@ -13,13 +13,14 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use weir_shipper_ebpf::{
-    COUNTER_FLOWS_FULL, COUNTER_META_FULL, COUNTER_PARSE_FAILED, COUNTER_RAW_COPIES, EGRESS, END_ABORTED,
+    COUNTER_COPIES, COUNTER_FLOWS_FULL, COUNTER_META_FULL, COUNTER_PARSE_FAILED, EGRESS, END_ABORTED,
     FlowKey, FlowValue, INGRESS, Meta, ROLE_CLIENT, RST_RECEIVED, RST_SENT, VANTAGE_SOCKET, class,
     packet::{FLAG_RST, FLAG_SYN, SCTP, TCP, UDP, ip},
     total_index,
 };
 
 use crate::{
+    again::again,
     atomic::{add, add32, or32, replace32, take32},
     maps::{META, OVERFLOW, SOCKS, TOTALS, count, flow, flow_new, interval, opened, sock},
     skb::Skb,
@@ -68,10 +69,14 @@ fn packet(skb: *mut __sk_buff, direction: u32) {
     let (headers, flags) = (parsed.headers, parsed.flags);
     // SAFETY: the helper takes this context.
     key.cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
-    let Some(socket) = socket(skb, egress, &mut key) else { return count(COUNTER_RAW_COPIES) };
+    let Some(socket) = socket(skb, egress, &mut key) else { return count(COUNTER_COPIES) };
 
     // SAFETY: fields of the context.
-    let (len, segments) = unsafe { (u64::from((*skb).len), u64::from((*skb).gso_segs)) };
+    let (len, segments) = unsafe { ((*skb).len, u64::from((*skb).gso_segs)) };
+    if !egress && key.protocol == TCP && key.cookie != 0 && again(&key, &parsed, len, socket.listener) {
+        return count(COUNTER_COPIES);
+    }
+    let len = u64::from(len);
     let segments = if segments > 1 { segments } else { 1 };
     let bytes = len + (segments - 1) * u64::from(headers);
     // SAFETY: no arguments.

@@ -278,7 +278,7 @@ pub const COUNTER_NAMES: [&str; 8] = [
     "socks_full",
     "meta_full",
     "cgroups_full",
-    "raw_copies",
+    "copies",
     "tail_call_failed",
     "no_interval",
 ];
@@ -292,8 +292,9 @@ pub const COUNTER_SOCKS_FULL: u32 = 2;
 pub const COUNTER_META_FULL: u32 = 3;
 /// A cgroup's path did not fit into `CGROUPS`.
 pub const COUNTER_CGROUPS_FULL: u32 = 4;
-/// A raw socket's copy of a packet that its owner receives too. Not counted anywhere else.
-pub const COUNTER_RAW_COPIES: u32 = 5;
+/// A packet met again: a raw socket's copy of one that its owner receives too, or one that a listener had no more use
+/// for. Not counted anywhere else.
+pub const COUNTER_COPIES: u32 = 5;
 /// A tracepoint fired while no program was behind its dispatcher.
 pub const COUNTER_TAIL_CALL_FAILED: u32 = 6;
 /// The map `INTERVAL` had no entry; cannot happen.

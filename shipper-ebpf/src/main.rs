@@ -7,6 +7,7 @@
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "BPF has atomic instructions, and core's atomics do not reach them")]
 
+mod again;
 mod atomic;
 mod cgroups;
 mod close;

@@ -15,6 +15,7 @@ use weir_shipper_ebpf::{
 };
 
 use crate::{
+    again,
     atomic::{add32, take32},
     close::{CLOSE, SYN_SENT, closed, explained},
     maps::{
@@ -95,6 +96,7 @@ fn connect(ctx: &SockOpsContext, cookie: u64, now: u64) {
 /// the listener's cookie.
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext, cookie: u64, now: u64) {
+    again::forget();
     let _unsupported = ctx.set_cb_flags(CALLBACKS);
     let Some((sock, _)) = sock(cookie) else { return unnamed(INGRESS) };
     begin(ctx, sock, cookie, ROLE_SERVER, now);

@@ -103,6 +103,7 @@ fn sockets(version: (u32, u32), protocol: u8, failures: &mut Vec<String>) {
     capture.finish();
 
     let wire = (server.counted(&format!("{name}_in")), client.counted(&format!("{name}_in")));
+    println!("{name}: {} packets met again", capture.counter("copies"));
     let mut same = |what: String, found: (Bytes, Bytes)| {
         println!("{what}: {found:?}, nftables: {wire:?}");
         if found != wire {
