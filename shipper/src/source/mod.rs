@@ -23,6 +23,9 @@ use crate::metrics::Metrics;
 use crate::probe::{Capture, CaptureError};
 use crate::spool::{Appended, CaptureKey, Id, Spool, SpoolError};
 
+/// Crash points on the way of a capture out of the kernel, in their order.
+pub const CRASH_POINTS: &[&str] = &["capture.detached", "capture.drained", "capture.unloaded"];
+
 /// How long to wait for room on a full disk, at first and at most.
 const FULL_DISK_WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How often a generator that has made everything looks after its spool.
@@ -203,6 +206,7 @@ impl Drain {
     pub fn end(mut self, stop: &Receiver<()>) -> Result<Ended, SourceError> {
         if self.unload {
             self.source.detach()?;
+            crash::point("capture.detached");
         }
         for _ in 0..self.source.last_drains() {
             if self.drain(stop)? == Wait::Stopped {
@@ -214,7 +218,9 @@ impl Drain {
             return Ok(Ended { spool, unloaded: None });
         }
         let id = source.id();
+        crash::point("capture.drained");
         let unloaded = Some(source.unload()?);
+        crash::point("capture.unloaded");
         match spool.end_source(id) {
             Err(error) if error.is_full() => {
                 tracing::warn!(%error, source = %root(&error), "everything was drained, but that could not be noted: the next start records a loss");
