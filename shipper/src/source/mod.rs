@@ -15,7 +15,7 @@ use weir_common::crash;
 use weir_schema::values::{LossReason, LossStage};
 
 use generator::Due;
-pub use generator::{Generator, GeneratorError, GeneratorOptions};
+pub use generator::{Generator, GeneratorError, GeneratorOptions, Shape};
 
 use crate::batch::{self, BatchError, EncodedBatch};
 use crate::flow::{FlowRecord, LossRecord};
@@ -403,6 +403,7 @@ mod tests {
             start_ns: 0,
             step_ns: 1,
             stay: false,
+            shape: Shape::Numbered,
         };
         let source_of = Source::Generator(Generator::open(options).unwrap());
         let (interval_time, health) = (Duration::from_secs(1), Health::default());
