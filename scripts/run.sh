@@ -2,6 +2,7 @@
 # Builds Weir and runs it on this host: `make run`.
 #
 #   DURATION=20   stop after that many seconds; without it, on Ctrl-C
+#   PCAP=FILE     read a capture file instead of this host, without root
 #   DEMO=0        without the two demo hosts
 #   DATA=./data   where the Parquet files go
 #   PROFILE=dev   a cargo profile that builds faster
@@ -17,6 +18,8 @@ target=${CARGO_TARGET_DIR:-$root/target}
 cargo build --locked --manifest-path "$root/Cargo.toml" --profile "$profile" --package weir
 
 arguments=(up --data "${DATA:-$root/data}")
+# Reading a file needs no privileges.
+[ -n "${PCAP:-}" ] && exec "$target/$folder/weir" "${arguments[@]}" --pcap "$PCAP"
 [ -n "${DURATION:-}" ] && arguments+=(--duration "$DURATION")
 [ "${DEMO:-1}" = 0 ] && arguments+=(--no-demo)
 

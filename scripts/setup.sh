@@ -20,7 +20,6 @@ main() {
     packages "$level"
     rust "$level"
     duckdb_venv
-    [ "$level" = run ] || moto_venv
     if [ "$level" = ci ]; then
         cargo_tool cargo-deny "$cargo_deny_version" "checks licences and sources of dependencies"
         cargo_tool cargo-fuzz "$cargo_fuzz_version" "runs the fuzz targets"
@@ -34,6 +33,8 @@ run|python3|python3|runs the installer of DuckDB
 test|nft|nftables|counts packets independently in the tests, and makes their NAT
 test|iperf3|iperf3|loads the capture in the tests
 test|ethtool|ethtool|switches segmentation offload off, so that counters are comparable
+test|tshark|tshark|computes what a replay of captures must give
+test|tcpdump|tcpdump|captures the traffic that a replay is compared with
 test|sysctl|procps|sets forwarding in the tests'"'"' own namespaces
 kernels|qemu-system-x86_64|qemu-system-x86|boots other kernels
 kernels|busybox|busybox-static|is the guests'"'"' shell
@@ -128,15 +129,6 @@ duckdb_venv() {
     "$venv/bin/pip" --quiet --disable-pip-version-check install \
         "duckdb==$duckdb_version" "duckdb-cli==$duckdb_version" ||
         die "pip could not install DuckDB $duckdb_version, which computes the summary and reads files back in the tests"
-}
-
-# An S3 server for the tests, beside DuckDB.
-moto_venv() {
-    local venv=$cache/venv
-    "$venv/bin/python" -c "import moto.server, boto3; assert moto.__version__ == '$moto_version'" 2>/dev/null && return
-    say "installing the S3 server moto $moto_version into ${venv#"$root"/}"
-    "$venv/bin/pip" --quiet --disable-pip-version-check install "moto[s3]==$moto_version" flask flask-cors ||
-        die "pip could not install moto $moto_version, which the tests of object stores write to"
 }
 
 # cargo_tool NAME VERSION WHY

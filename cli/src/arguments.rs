@@ -17,7 +17,8 @@ struct Program {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Watch this host: capture, journal, Parquet and a live view, with no other server. Needs root.
+    /// Watch this host: capture, journal, Parquet and a live view, with no other server. Needs root; with --pcap it reads
+    /// capture files instead, which anybody may.
     Up(Up),
     /// Watch what a running aggregator journals.
     Observe(Observe),
@@ -36,15 +37,22 @@ pub(crate) struct Up {
     /// Where the Parquet files go; spool and journal go to `.weir` in it.
     #[arg(long, value_name = "DIR", default_value = "data")]
     pub(crate) data: PathBuf,
+    /// Read capture files (pcap or pcapng, perhaps gzip or zstd) instead of watching this host; - is standard input. Needs
+    /// neither root nor eBPF.
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["duration", "no_demo", "own"])]
+    pub(crate) pcap: Vec<PathBuf>,
+    /// With --pcap: begin anew though an earlier replay into this folder was cut off; what that one stored stays.
+    #[arg(long, requires = "pcap")]
+    pub(crate) abandon: bool,
     /// Stop after this many seconds; without it, on Ctrl-C.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) duration: Option<Duration>,
     /// Leave out the two demo hosts.
     #[arg(long)]
     pub(crate) no_demo: bool,
-    /// How often connections are reported, in seconds.
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "1")]
-    pub(crate) interval: Duration,
+    /// How often connections are reported, in seconds: 1 without it. With --pcap in the capture's time: 10 without it.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) interval: Option<Duration>,
     /// Show the records of Weir's own connections too. They are in the Parquet files in any case.
     #[arg(long)]
     pub(crate) own: bool,
@@ -79,13 +87,8 @@ pub(crate) enum Output {
 
 #[derive(Args)]
 pub(crate) struct Verify {
-    /// The root of the Parquet tree, as the aggregator's sink was given it: a folder, or s3://bucket/prefix, gs://… or
-    /// az://…, with credentials from the environment.
-    #[arg(value_name = "DIR or URL")]
-    pub(crate) root: String,
-    /// An option of the store, as in `parquet.options`.
-    #[arg(long, value_name = "NAME=VALUE")]
-    pub(crate) option: Vec<String>,
+    /// The root of the Parquet tree, as the aggregator's sink was given it.
+    pub(crate) directory: PathBuf,
 }
 
 #[derive(Args)]
@@ -151,6 +154,22 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Program::command().debug_assert();
+    }
+
+    #[test]
+    fn pcap_takes_files_and_standard_input() {
+        let parse = |arguments: &[&str]| {
+            let arguments = ["weir", "up"].iter().chain(arguments);
+            match Program::try_parse_from(arguments).map(|program| program.command) {
+                Ok(Command::Up(up)) => Some(up.pcap.len()),
+                _ => None,
+            }
+        };
+        assert_eq!(parse(&[]), Some(0));
+        assert_eq!(parse(&["--pcap", "-"]), Some(1));
+        assert_eq!(parse(&["--pcap", "a", "b", "--data", "d", "--pcap", "c"]), Some(3));
+        assert_eq!((parse(&["--pcap"]), parse(&["--pcap", "a", "--own"])), (None, None));
+        assert_eq!(parse(&["--abandon"]), None);
     }
 
     #[test]

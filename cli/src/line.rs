@@ -37,7 +37,11 @@ impl Style {
             self.dim(&clock(text(event, "end_time"))),
             tag(event, side),
             process(event, side),
-            if accepted { "in" } else { "out" },
+            match text(event, "reporter") {
+                "transit" => "via",
+                _ if accepted => "in",
+                _ => "out",
+            },
             endpoint(event, "src"),
             endpoint(event, "dst"),
             text(event, "protocol"),

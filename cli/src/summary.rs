@@ -9,14 +9,24 @@ use anyhow::Context;
 
 use crate::duckdb;
 
-/// Writes the script that computes the summary of what was recorded since `since` (RFC 3339, UTC) to `script`, runs it
-/// and prints it. A missing DuckDB is no error: the script says how to go on by hand.
-pub(crate) fn print(data: &Path, since: &str, script: &Path) -> anyhow::Result<()> {
+/// What is summed up.
+pub(crate) enum Of<'a> {
+    /// What this host's sockets did since a time (RFC 3339, UTC).
+    Host { since: &'a str },
+    /// A replay, told by the beginning of its `flow_id`s.
+    Replay { flow_ids: &'a str },
+}
+
+/// Writes the script that computes the summary to `script`, runs it and prints it. A missing DuckDB is no error: the script says how to go on by hand.
+pub(crate) fn print(data: &Path, of: &Of<'_>, script: &Path) -> anyhow::Result<()> {
     if !has_parquet(data) {
         writeln!(stdout(), "\nNothing was recorded: there is no Parquet file in {}.", data.display())?;
         return Ok(());
     }
-    let sql = sql(data, since);
+    let sql = match of {
+        Of::Host { since } => of_host(data, since),
+        Of::Replay { flow_ids } => of_replay(data, flow_ids),
+    };
     fs::write(script, &sql).with_context(|| format!("write {}", script.display()))?;
     let Some(program) = duckdb::find() else {
         writeln!(
@@ -45,8 +55,8 @@ pub(crate) fn print(data: &Path, since: &str, script: &Path) -> anyhow::Result<(
 }
 
 /// The script; each statement after the view answers one question.
-fn sql(data: &Path, since: &str) -> String {
-    let glob = duckdb::literal(&data.join("**/*.parquet").display().to_string());
+fn of_host(data: &Path, since: &str) -> String {
+    let glob = glob(data);
     format!(
         "\
 SET TimeZone = 'UTC';
@@ -77,6 +87,55 @@ SELECT process, dst_ip, dst_port, connect_error, count(*) AS times, max(end_time
 FROM flow WHERE connect_error IS NOT NULL GROUP BY ALL ORDER BY times DESC, last LIMIT 10;
 "
     )
+}
+
+/// Records of a capture file are never `primary`: which of two reports would count is not known. Each packet of the file
+/// is in one record, so the replay's own records add up.
+fn of_replay(data: &Path, flow_ids: &str) -> String {
+    let (glob, flow_ids) = (glob(data), duckdb::literal(flow_ids));
+    format!(
+        "\
+SET TimeZone = 'UTC';
+-- The records of this replay alone. Each IP packet of the files is counted once where it was captured; one that was
+-- captured at two interfaces is counted at both. \"primary\" is false on all of them.
+CREATE TEMP VIEW flow AS
+  SELECT * FROM read_parquet({glob}, hive_partitioning = true, union_by_name = true)
+  WHERE kind = 'flow' AND time_quality = 'replayed' AND starts_with(flow_id::VARCHAR, {flow_ids});
+
+.print What was replayed: each packet once where it was captured
+SELECT coalesce(interface, '(unnamed)') AS interface, min(start_time) AS first, max(end_time) AS last,
+       count(DISTINCT flow_id) AS flows, sum(src_packets + dst_packets)::BIGINT AS packets,
+       formatReadableSize(sum(src_bytes + dst_bytes)::BIGINT) AS bytes
+FROM flow GROUP BY ALL ORDER BY packets DESC, interface;
+
+.print
+.print Top talkers
+SELECT src_ip, dst_ip, dst_port AS port, protocol, sum(opened)::BIGINT AS connections,
+       formatReadableSize(sum(src_bytes)::BIGINT) AS sent, formatReadableSize(sum(dst_bytes)::BIGINT) AS received
+FROM flow GROUP BY ALL ORDER BY sum(src_bytes + dst_bytes) DESC, src_ip, dst_ip, port LIMIT 10;
+
+.print
+.print Bytes by protocol
+SELECT protocol, sum(opened)::BIGINT AS connections, sum(src_packets + dst_packets)::BIGINT AS packets,
+       formatReadableSize(sum(src_bytes + dst_bytes)::BIGINT) AS bytes
+FROM flow GROUP BY protocol ORDER BY sum(src_bytes + dst_bytes) DESC;
+
+.print
+.print Failed connections
+SELECT src_ip, dst_ip, dst_port, connect_error, count(*) AS times, max(end_time) AS last
+FROM flow WHERE connect_error IS NOT NULL GROUP BY ALL ORDER BY times DESC, last LIMIT 10;
+
+.print
+.print Servers by retransmissions
+SELECT dst_ip, dst_port, sum(src_retransmits + dst_retransmits)::BIGINT AS retransmitted,
+       (median(handshake_us) / 1000)::DECIMAL(12, 1) AS handshake_ms, (median(rtt_us) / 1000)::DECIMAL(12, 1) AS rtt_ms
+FROM flow WHERE protocol = 'tcp' GROUP BY ALL HAVING retransmitted > 0 ORDER BY retransmitted DESC, dst_ip LIMIT 10;
+"
+    )
+}
+
+fn glob(data: &Path) -> String {
+    duckdb::literal(&data.join("**/*.parquet").display().to_string())
 }
 
 /// Whether any file below the folder would match the glob.

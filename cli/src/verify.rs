@@ -1,10 +1,6 @@
 //! `weir verify`: holds a Parquet tree against its manifest.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
-use anyhow::anyhow;
-use weir_aggregator::sink::parquet::{JournalReport, Problem, Report, StoreUrl, verify, verify_store};
+use weir_aggregator::sink::parquet::{JournalReport, Problem, verify};
 use weir_common::exit;
 
 use crate::arguments::Verify;
@@ -12,7 +8,7 @@ use crate::units;
 
 /// Prints what is there and what is wrong; the code is 1 when anything is.
 pub(crate) fn run(arguments: &Verify) -> anyhow::Result<u8> {
-    let report = report(arguments)?;
+    let report = verify(&arguments.directory)?;
     for journal in &report.journals {
         let JournalReport { journal_id, entries, next_position, files, rows, bytes, problems } = journal;
         println!(
@@ -31,21 +27,7 @@ pub(crate) fn run(arguments: &Verify) -> anyhow::Result<u8> {
         println!("unlisted {}: no manifest names it, but readers of the glob see it", path.display());
     }
     if report.journals.is_empty() {
-        println!("nothing was ever published in {}", arguments.root);
+        println!("nothing was ever published in {}", arguments.directory.display());
     }
     Ok(if report.is_sound() { exit::OK } else { exit::FAILED })
-}
-
-fn report(arguments: &Verify) -> anyhow::Result<Report> {
-    let Verify { root, option } = arguments;
-    if !StoreUrl::is_url(root) {
-        return Ok(verify(Path::new(root))?);
-    }
-    let mut options = BTreeMap::new();
-    for option in option {
-        let (name, value) = option.split_once('=').ok_or_else(|| anyhow!("--option: expected NAME=VALUE"))?;
-        options.insert(name.to_ascii_lowercase(), value.to_owned());
-    }
-    let url = StoreUrl::parse(root, options).map_err(|expected| anyhow!("{root}: expected {expected}"))?;
-    Ok(verify_store(&url)?)
 }

@@ -10,6 +10,10 @@ pub const FAILED: u8 = 1;
 pub const DRAIN_TIMED_OUT: u8 = 2;
 /// The configuration is wrong (`EX_USAGE` of sysexits.h); every problem is listed on stderr.
 pub const CONFIG: u8 = 64;
+/// What was to be read is damaged, cut off or no capture file (`EX_DATAERR`); what stood before is delivered.
+pub const DATA: u8 = 65;
+/// What was to be read is not there or can't be opened (`EX_NOINPUT`); nothing was begun.
+pub const NO_INPUT: u8 = 66;
 /// This kernel or these privileges do not allow the capture (`EX_UNAVAILABLE`); `weir-shipper check` says why.
 pub const UNAVAILABLE: u8 = 69;
 

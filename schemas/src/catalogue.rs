@@ -176,7 +176,12 @@ const FLOW: &[Field] = &[
     must("primary", Type::Bool, Fine, "Sums over records where this is true count each conversation once"),
     must("start_time", Type::Time, Avoid, "Start of the time that the counters cover"),
     must("end_time", Type::Time, Avoid, "End of it: last packet, or close. Decides the partition"),
-    must("time_quality", Type::Text, Fine, "ok | skewed | replayed"),
+    must(
+        "time_quality",
+        Type::Text,
+        Fine,
+        "ok | skewed | replayed: from a capture file, with the capture's own time",
+    ),
     may("src_ip", Type::Ip, Avoid, "Address that opened the conversation; null on overflow records"),
     must("src_port", Type::U16, Avoid, "Its port; for ICMP the type, as Community ID v1 has it"),
     may("dst_ip", Type::Ip, Avoid, "Address that accepted it; null on overflow records"),

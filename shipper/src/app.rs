@@ -17,7 +17,8 @@ use crate::client::Client;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::probe::{Capture, CaptureConfig, CaptureError};
-use crate::source::{Drain, Generator, GeneratorError, GeneratorOptions, Source, SourceError};
+use crate::replay::{Replay, ReplayOptions, Report, StateError as ReplayStateError};
+use crate::source::{Drain, Ended, Generator, GeneratorError, GeneratorOptions, Source, SourceError};
 use crate::spool::{Outbox, Spool, SpoolError};
 
 /// What a shipper takes its records from.
@@ -27,6 +28,8 @@ pub enum SourceOptions {
     Capture(CaptureConfig),
     /// Made-up events.
     Generator(GeneratorOptions),
+    /// Capture files.
+    Replay(ReplayOptions),
 }
 
 /// What is needed to run, besides the configuration.
@@ -51,6 +54,10 @@ pub enum Outcome {
     Sent,
     /// The time for draining was over; the rest is in the spool.
     DrainTimedOut,
+    /// A replay was stopped before the end of its files; the next start goes on.
+    ReplayStopped,
+    /// Everything that could be read of the capture files was sent, but some could not be read to their end.
+    ReplayIncomplete,
 }
 
 /// Why a run could not begin or go on.
@@ -65,6 +72,9 @@ pub enum RunError {
     /// The generator.
     #[error("begin to generate")]
     Generator(#[from] GeneratorError),
+    /// The capture files, or what is known of an earlier replay.
+    #[error("begin the replay")]
+    Replay(#[from] ReplayStateError),
     /// The admin server.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -86,14 +96,18 @@ pub async fn run(config: Config, shutdown: CancellationToken, metrics: Metrics) 
 }
 
 impl Run {
-    /// Runs until `shutdown` is cancelled, or a generator's events are all acknowledged.
+    /// Runs until `shutdown` is cancelled, or everything of a source that has an end is acknowledged.
     pub async fn run(self) -> Result<Outcome, RunError> {
         let Self { config, source, ready_file, shutdown, metrics } = self;
         let health = Health::default();
-        let (spool, source) = open(&config, source, &metrics).await?;
+        let (spool, source) = open(&config, source, &metrics, &shutdown).await?;
         let outbox = spool.outbox();
         let admin = serve_admin(&config, &metrics, &health).await?;
 
+        let flow_ids = match &source {
+            Source::Replay(replay) => Some(replay.flow_id_prefix()),
+            _ => None,
+        };
         let stop_client = CancellationToken::new();
         let client = Client {
             options: config.client.clone(),
@@ -115,7 +129,8 @@ impl Run {
         let mut drain = tokio::task::spawn_blocking(move || drain.run(&drain_stopped));
         if let Some(path) = &ready_file {
             let address = admin.as_ref().map(|(address, _)| address.to_string());
-            atomic_write(path, serde_json::json!({ "admin": address }).to_string().as_bytes())?;
+            let ready = serde_json::json!({ "admin": address, "flow_ids": flow_ids });
+            atomic_write(path, ready.to_string().as_bytes())?;
         }
         tracing::info!(node = config.client.node, cluster = config.client.cluster, "shipper runs");
 
@@ -142,7 +157,12 @@ impl Run {
         if let Some((_, server)) = admin {
             server.abort();
         }
-        stored?.close()?;
+        let Ended { spool, unloaded: _, replay } = stored?;
+        let outcome = match replay {
+            Some(replay) => end_replay(*replay, outcome)?,
+            None => outcome,
+        };
+        spool.close()?;
         let waiting = *outbox.waiting().borrow();
         tracing::info!(
             journaled = metrics.journaled_events.get(),
@@ -154,18 +174,48 @@ impl Run {
     }
 }
 
+/// Says what a replay did. It is over once all of it is in a journal; until then the next start goes on with it.
+fn end_replay(mut replay: Replay, outcome: Outcome) -> Result<Outcome, RunError> {
+    let whole = replay.is_done();
+    let report = if whole && outcome == Outcome::Sent { replay.finish()? } else { replay.report() };
+    let Report { totals, other_packets, unknown_link_packets, problems } = &report;
+    tracing::info!(
+        packets = totals.packets,
+        bytes = totals.bytes,
+        flows = totals.flows,
+        records = totals.records,
+        retransmits = totals.retransmits,
+        out_of_order = totals.out_of_order,
+        evicted_flows = totals.evicted,
+        other_packets,
+        unknown_link_packets,
+        whole,
+        "replayed"
+    );
+    Ok(match outcome {
+        Outcome::Sent if !whole => Outcome::ReplayStopped,
+        Outcome::Sent if !problems.is_empty() => Outcome::ReplayIncomplete,
+        outcome => outcome,
+    })
+}
+
 /// Opens spool and source on a thread that may block.
 async fn open(
     config: &Config,
     source: SourceOptions,
     metrics: &Metrics,
+    shutdown: &CancellationToken,
 ) -> Result<(Spool, Source), RunError> {
     let (options, names, metrics) = (config.spool.clone(), config.aggregators.clone(), metrics.clone());
+    let shutdown = shutdown.clone();
     tokio::task::spawn_blocking(move || {
         let spool = Spool::open_for(options, &names, metrics)?;
         let source = match source {
             SourceOptions::Capture(capture) => Source::Capture(Box::new(Capture::open(&capture)?)),
             SourceOptions::Generator(generator) => Source::Generator(Generator::open(generator)?),
+            SourceOptions::Replay(replay) => {
+                Source::Replay(Box::new(Replay::open(&replay, spool.dir(), shutdown)?))
+            }
         };
         Ok((spool, source))
     })

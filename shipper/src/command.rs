@@ -13,6 +13,7 @@ use weir_common::{exit, logging};
 use crate::app::{Outcome, Run, RunError, SourceOptions};
 use crate::config::Config;
 use crate::metrics::Metrics;
+use crate::replay::{ReplayOptions, StateError};
 use crate::{check, rebind, unload};
 
 /// Captures this node's flows, keeps them on disk, and sends them to an aggregator.
@@ -67,8 +68,20 @@ enum Command {
         #[arg(long)]
         discard: bool,
     },
+    /// Read capture files (pcap, pcapng; gzip, zstd) in place of the kernel, send what is in them, and end.
+    Replay(ReplayFiles),
     /// Bind the spool to another journal, when the one before is lost. The shipper must not run.
     Rebind(Rebind),
+}
+
+#[derive(Debug, Args)]
+struct ReplayFiles {
+    /// Capture files, read one after the other; - is standard input.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Begin anew though another replay into this spool was cut off; what that one stored stays.
+    #[arg(long)]
+    abandon: bool,
 }
 
 #[derive(Debug, Args)]
@@ -108,12 +121,21 @@ pub fn main() -> ExitCode {
         Command::Run => run(config, common.ready_file),
         Command::Check => check(&config),
         Command::Unload { discard } => unload(config, discard),
+        Command::Replay(arguments) => replay(config, arguments, common.ready_file),
         Command::Rebind(arguments) => bind(config, &arguments),
     })
 }
 
 fn run(config: Config, ready_file: Option<PathBuf>) -> u8 {
     let source = SourceOptions::Capture(config.capture.clone());
+    let shutdown = CancellationToken::new();
+    block_on(Run { config, source, ready_file, shutdown, metrics: Metrics::default() })
+}
+
+fn replay(config: Config, arguments: ReplayFiles, ready_file: Option<PathBuf>) -> u8 {
+    let ReplayFiles { files, abandon } = arguments;
+    let config = config.for_replay();
+    let source = SourceOptions::Replay(ReplayOptions { files, table: config.replay, abandon });
     let shutdown = CancellationToken::new();
     block_on(Run { config, source, ready_file, shutdown, metrics: Metrics::default() })
 }
@@ -139,11 +161,17 @@ pub fn block_on(run: Run) -> u8 {
     });
     match ended {
         Ok(Outcome::Sent) => exit::OK,
-        Ok(Outcome::DrainTimedOut) => exit::DRAIN_TIMED_OUT,
+        Ok(Outcome::DrainTimedOut | Outcome::ReplayStopped) => exit::DRAIN_TIMED_OUT,
+        Ok(Outcome::ReplayIncomplete) => exit::DATA,
         Err(error) => {
-            let unavailable = matches!(error, RunError::Capture(_));
+            let code = match &error {
+                RunError::Capture(_) => exit::UNAVAILABLE,
+                RunError::Replay(StateError::File(file)) if file.is_of_content() => exit::DATA,
+                RunError::Replay(StateError::File(_)) => exit::NO_INPUT,
+                _ => exit::FAILED,
+            };
             tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "the shipper cannot go on");
-            if unavailable { exit::UNAVAILABLE } else { exit::FAILED }
+            code
         }
     }
 }
@@ -205,7 +233,11 @@ impl Common {
         let mut put = |key: &str, value: String| flags.push((key.to_owned(), value));
         node.iter().for_each(|node| put("node", node.clone()));
         cluster.iter().for_each(|cluster| put("cluster", cluster.clone()));
-        spool.iter().for_each(|spool| put("spool.dir", spool.clone()));
+        spool.iter().for_each(|spool| {
+            // Each command has one of the two.
+            put("spool.dir", spool.clone());
+            put("replay.spool_dir", spool.clone());
+        });
         if !aggregator.is_empty() {
             put("aggregator.addresses", serde_json::json!(aggregator).to_string());
         }

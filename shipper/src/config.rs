@@ -14,6 +14,7 @@ use weir_common::logging::Format;
 use crate::batch::PAYLOAD_BYTES_MAX;
 use crate::client::{AggregatorOptions, ClientOptions, rendezvous};
 use crate::probe::CaptureConfig;
+use crate::replay::TableOptions;
 use crate::spool::{ONLY_AGGREGATOR, SpoolOptions};
 
 /// Environment variables begin with this.
@@ -135,6 +136,42 @@ pub const KEYS: &[Key] = &[
         "On SIGTERM, drain the kernel once more and take programs and maps out of it; otherwise they stay and count on for the next shipper.",
     ),
     key(
+        "replay.spool_dir",
+        ValueKind::Text,
+        "/var/lib/weir/replay",
+        "Folder of the spool of `weir-shipper replay`, which has the same budget; never that of a running shipper.",
+    ),
+    key(
+        "replay.interval",
+        span(1, 24 * HOUR_MS),
+        "10s",
+        "The length of a record of a replay, in the capture's own time.",
+    ),
+    key(
+        "replay.idle",
+        span(100, 24 * HOUR_MS),
+        "120s",
+        "In the capture's time: a flow without connection that is silent for so long begins anew; a connection that is not made failed.",
+    ),
+    key(
+        "replay.tcp_idle",
+        span(100, 168 * HOUR_MS),
+        "1h",
+        "In the capture's time: an established connection that is silent for so long has timed out.",
+    ),
+    key(
+        "replay.flow_entries",
+        entries(),
+        "131072",
+        "Flows that a replay follows at once, about 500 bytes each. Of more, those that were silent longest are forgotten: their next packet begins another flow.",
+    ),
+    key(
+        "replay.admin_listen",
+        ValueKind::Text,
+        "",
+        "Address of /metrics, /healthz and /readyz of a replay; empty for none.",
+    ),
+    key(
         "batch.bytes",
         ValueKind::Bytes { min: 4 << 10, max: PAYLOAD_BYTES_MAX as u64 / 2 },
         "1MiB",
@@ -206,6 +243,12 @@ pub struct Config {
     pub interval: Duration,
     /// Whether the capture goes with the process that ends, once it is drained.
     pub unload_on_exit: bool,
+    /// Flows of a replay.
+    pub replay: TableOptions,
+    /// The spool of a replay.
+    pub replay_spool_dir: PathBuf,
+    /// Metrics and health of a replay.
+    pub replay_admin: Option<SocketAddr>,
     /// Where a batch is closed, bytes before compression.
     pub body_bytes: usize,
     /// The aggregators' side.
@@ -229,6 +272,13 @@ impl Config {
         Self::parse(&values)
     }
 
+    /// The same for a replay, which has a spool and an address of its own: it may run beside a shipper.
+    pub fn for_replay(mut self) -> Self {
+        self.spool.dir.clone_from(&self.replay_spool_dir);
+        self.admin = self.replay_admin;
+        self
+    }
+
     fn parse(values: &Values) -> Result<Self, ConfigErrors> {
         let mut errors = ConfigErrors::default();
         let node = match values.text("node") {
@@ -248,7 +298,9 @@ impl Config {
         if values.text("aggregator.order") == "hash" {
             rendezvous(&node, &mut aggregators, |aggregator| &aggregator.name);
         }
-        let admin = address(values.text("admin.listen"), &mut errors);
+        let admin = address("admin.listen", values, &mut errors);
+        let replay_admin = address("replay.admin_listen", values, &mut errors);
+        let span_ns = |path| i64::try_from(values.duration(path).as_nanos()).unwrap_or(i64::MAX);
         let number = |path| u32::try_from(values.u64(path)).unwrap_or(u32::MAX);
         let config = Self {
             spool: SpoolOptions {
@@ -267,6 +319,14 @@ impl Config {
             },
             interval: values.duration("capture.interval"),
             unload_on_exit: values.bool("capture.unload_on_exit"),
+            replay: TableOptions {
+                interval_ns: span_ns("replay.interval"),
+                idle_ns: span_ns("replay.idle"),
+                tcp_idle_ns: span_ns("replay.tcp_idle"),
+                entries: usize::try_from(values.u64("replay.flow_entries")).unwrap_or(usize::MAX),
+            },
+            replay_spool_dir: PathBuf::from(values.text("replay.spool_dir")),
+            replay_admin,
             body_bytes: usize::try_from(values.bytes("batch.bytes")).unwrap_or(PAYLOAD_BYTES_MAX),
             client: ClientOptions {
                 aggregators,
@@ -289,8 +349,11 @@ impl Config {
             log_format: if values.text("log.format") == "json" { Format::Json } else { Format::Human },
             log_level: values.text("log.level").to_owned(),
         };
-        if config.spool.dir.as_os_str().is_empty() {
-            errors.push("spool.dir", "spool.dir", "", "a folder");
+        for (path, dir) in [("spool.dir", &config.spool.dir), ("replay.spool_dir", &config.replay_spool_dir)]
+        {
+            if dir.as_os_str().is_empty() {
+                errors.push(path, path, "", "a folder");
+            }
         }
         if errors.is_empty() { Ok(config) } else { Err(errors) }
     }
@@ -365,13 +428,14 @@ const NAME: &str = "a name, 1 to 63 of a-z, 0-9, `.`, `_` and `-`";
 /// Each has a lane, and labels in metrics.
 const AGGREGATORS_MAX: usize = 64;
 
-fn address(text: &str, errors: &mut ConfigErrors) -> Option<SocketAddr> {
+fn address(path: &'static str, values: &Values, errors: &mut ConfigErrors) -> Option<SocketAddr> {
+    let text = values.text(path);
     if text.is_empty() {
         return None;
     }
     let parsed = text.parse().ok();
     if parsed.is_none() {
-        errors.push("admin.listen", "admin.listen", text, "address:port, such as 127.0.0.1:9465");
+        errors.push(path, path, text, "address:port, such as 127.0.0.1:9465");
     }
     parsed
 }

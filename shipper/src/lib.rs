@@ -2,7 +2,7 @@
 //!
 //! In the order of the data: `probe` drains the kernel, `flow` and `cgroup` make records of it, `batch` encodes them,
 //! `spool` keeps them on disk, `client` sends them until they are acknowledged. `source` is the loop between the kernel
-//! and the spool; `app` wires and ends everything.
+//! and the spool; `replay` takes the kernel's place for capture files; `app` wires and ends everything.
 
 pub mod app;
 pub mod batch;
@@ -15,6 +15,7 @@ pub mod flow;
 pub mod metrics;
 pub mod probe;
 pub mod rebind;
+pub mod replay;
 pub mod source;
 pub mod spool;
 pub mod unload;

@@ -99,7 +99,7 @@ pub fn unload(config: Config) -> Result<Unloaded, UnloadError> {
     // Nobody will make room: a full disk ends it at once.
     let (told, stop) = mpsc::channel();
     drop(told);
-    let Ended { spool, unloaded } = drain.end(&stop)?;
+    let Ended { spool, unloaded, replay: _ } = drain.end(&stop)?;
     spool.close().map_err(UnloadError::Close)?;
     let Some(pins) = unloaded else { return Err(UnloadError::Full { dir }) };
     Ok(Unloaded::Drained { pins, events: metrics.captured_events.get() })

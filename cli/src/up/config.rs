@@ -27,6 +27,11 @@ impl Folders {
         std::fs::create_dir_all(&state)?;
         Ok(Self { data, state })
     }
+
+    /// The spool of replays.
+    pub(super) fn replay_spool(&self) -> PathBuf {
+        self.state.join("replay")
+    }
 }
 
 /// The aggregator's.
@@ -57,6 +62,35 @@ pub(super) fn shipper(folders: &Folders, aggregator: SocketAddr, interval: Durat
         // Not those of a shipper that was installed on this host: ours are removed at the end.
         ("capture.pin_dir", json!("/sys/fs/bpf/weir-up")),
         ("capture.unload_on_exit", json!(true)),
+    ])
+}
+
+/// The aggregator's, for capture files: whose addresses those in it are is not known.
+pub(super) fn aggregator_of_replay(folders: &Folders) -> Value {
+    nested([
+        ("grpc.listen", json!(grpc_address())),
+        ("admin.listen", json!("127.0.0.1:0")),
+        ("journal.dir", json!(folders.state.join("journal"))),
+        ("parquet.dir", json!(folders.data)),
+        ("parquet.roll_age", json!("5s")),
+    ])
+}
+
+/// The shipper's, for capture files.
+pub(super) fn shipper_of_replay(
+    folders: &Folders,
+    aggregator: SocketAddr,
+    interval: Option<Duration>,
+) -> Value {
+    let interval = interval.unwrap_or(Duration::from_secs(10));
+    nested([
+        ("node", json!(host::name())),
+        ("cluster", json!("local")),
+        ("aggregator.addresses", json!([aggregator])),
+        ("replay.spool_dir", json!(folders.replay_spool())),
+        ("replay.admin_listen", json!("127.0.0.1:0")),
+        ("replay.interval", json!(format!("{}ms", interval.as_millis()))),
+        ("drain.timeout", json!("10s")),
     ])
 }
 

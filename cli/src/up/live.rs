@@ -136,12 +136,14 @@ impl Live {
     pub(super) fn finish(&mut self) {
         let Self { seen, hidden, demo, missed, status, .. } = self;
         let mut text = format!(
-            "{} events journaled, {} lost; of {} seen here {} were the demo's",
+            "{} events journaled, {} lost; {} seen here",
             units::count(status.journaled_events),
             units::count(status.lost_events),
             units::count(*seen),
-            units::count(*demo),
         );
+        if *demo > 0 {
+            text.push_str(&format!(", {} of them the demo's", units::count(*demo)));
+        }
         if *hidden > 0 {
             text.push_str(&format!(", {} Weir's own (--own shows them)", units::count(*hidden)));
         }
@@ -175,9 +177,9 @@ impl Live {
     }
 }
 
-/// Bytes both ways of a record that counts.
+/// Bytes both ways of a record that counts: of a capture file each does.
 fn primary_bytes(event: &Value) -> u64 {
-    if event["primary"].as_bool() != Some(true) {
+    if event["primary"].as_bool() != Some(true) && event["time_quality"].as_str() != Some("replayed") {
         return 0;
     }
     ["src_bytes", "dst_bytes"].iter().filter_map(|key| event[*key].as_u64()).sum()

@@ -9,6 +9,7 @@ mod host;
 mod lag;
 mod live;
 mod metrics;
+mod pcap;
 mod service;
 mod time;
 
@@ -31,11 +32,14 @@ use crate::{adopt, arguments, observe, summary};
 
 pub(crate) fn run(arguments: &arguments::Up) -> anyhow::Result<u8> {
     // One thread: a child is told of its parent's death when the thread that started it ends.
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(up(arguments))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        if arguments.pcap.is_empty() { up(arguments).await } else { pcap::replay(arguments).await }
+    })
 }
 
 async fn up(arguments: &arguments::Up) -> anyhow::Result<u8> {
-    let arguments::Up { data, duration, no_demo, interval, own } = arguments;
+    let arguments::Up { data, pcap: _, abandon: _, duration, no_demo, interval, own } = arguments;
     let since = time::text_of_seconds(clock::now_ns().div_euclid(1_000_000_000));
     let mut stop = Stop::listen()?;
     let folders = Folders::make(data).with_context(|| format!("make {}", data.display()))?;
@@ -57,7 +61,7 @@ async fn up(arguments: &arguments::Up) -> anyhow::Result<u8> {
     let request = ObserveRequest { kinds: Vec::new(), last: 0, follow: true };
     let mut replies = observe::connect(address, request).await?;
 
-    let config = config::shipper(&folders, address, *interval);
+    let config = config::shipper(&folders, address, interval.unwrap_or(INTERVAL));
     let unload = Unload { config: service::write_config("unload", &config, &folders.state)? };
     let (mut shipper, shipper_ready) = Service::start(adopt::SHIPPER, &config, &folders.state).await?;
     let mut pids = vec![std::process::id(), shipper.pid(), aggregator.pid()];
@@ -100,7 +104,7 @@ async fn up(arguments: &arguments::Up) -> anyhow::Result<u8> {
 
     live.say("Ending: connections, kernel, spool, journal, Parquet.");
     let drained = tokio::select! {
-        drained = drain(&mut live, &mut replies, &mut demo, &mut shipper, &mut aggregator) => drained,
+        drained = drain(&mut live, &mut replies, &mut demo, vec![&mut shipper, &mut aggregator]) => drained,
         () = stop.asked() => vec![anyhow::anyhow!("asked twice to end: what was not written stays in {}", folders.state.display())],
     };
     for error in drained {
@@ -113,14 +117,16 @@ async fn up(arguments: &arguments::Up) -> anyhow::Result<u8> {
     if !read {
         return Ok(code);
     }
-    summary::print(&folders.data, &since, &folders.state.join("summary.sql"))?;
+    summary::print(&folders.data, &summary::Of::Host { since: &since }, &folders.state.join("summary.sql"))?;
     Ok(code)
 }
 
 /// Asks the shipper whether this kernel and these privileges will do; when not, says why and returns the exit code.
 fn refuse(folders: &Folders) -> anyhow::Result<Option<u8>> {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("weir: capturing needs root: its programs go into the kernel. Try: sudo weir up");
+        eprintln!(
+            "weir: capturing needs root: its programs go into the kernel. Try: sudo weir up; or, without root: weir up --pcap FILE"
+        );
         return Ok(Some(exit::UNAVAILABLE));
     }
     let output = service::command(adopt::SHIPPER)?
@@ -171,8 +177,7 @@ async fn drain(
     live: &mut Live,
     replies: &mut Streaming<ObserveReply>,
     demo: &mut Option<Demo>,
-    shipper: &mut Service,
-    aggregator: &mut Service,
+    services: Vec<&mut Service>,
 ) -> Vec<anyhow::Error> {
     let mut open = true;
     let ending = async {
@@ -189,7 +194,7 @@ async fn drain(
                 Err(error) => errors.push(anyhow::anyhow!("stop the demo: {error}")),
             }
         }
-        for service in [shipper, aggregator] {
+        for service in services {
             if let Err(error) = service.drain(DRAIN_MAX).await {
                 errors.push(error);
             }
@@ -257,6 +262,8 @@ impl Drop for Unload {
     }
 }
 
+/// How often connections are reported.
+const INTERVAL: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(250);
 /// Of each service.
 const DRAIN_MAX: Duration = Duration::from_secs(60);

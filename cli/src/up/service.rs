@@ -1,5 +1,6 @@
 //! Shipper and aggregator as processes: start, ready, drain, end.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,17 @@ impl Service {
         config: &Value,
         state: &Path,
     ) -> anyhow::Result<(Self, Value)> {
+        Self::start_with(name, config, state, &[], Stdio::null()).await
+    }
+
+    /// The same with arguments of its own, and an input.
+    pub(super) async fn start_with(
+        name: &'static str,
+        config: &Value,
+        state: &Path,
+        arguments: &[OsString],
+        input: Stdio,
+    ) -> anyhow::Result<(Self, Value)> {
         let log = state.join(format!("{name}.log"));
         let ready = state.join(format!("{name}.ready.json"));
         match fs::remove_file(&ready) {
@@ -42,8 +54,8 @@ impl Service {
         let config = write_config(name, config, state)?;
         let output = File::create(&log).with_context(|| format!("create {}", log.display()))?;
         let mut command = command(name)?;
-        command.arg("--config").arg(&config).arg("--ready-file").arg(&ready);
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        command.arg("--config").arg(&config).arg("--ready-file").arg(&ready).args(arguments);
+        command.stdin(input).stdout(output.try_clone()?).stderr(output);
         let mut command = Command::from(command);
         let child = command.kill_on_drop(true).spawn().with_context(|| format!("start {name}"))?;
         let pid = child.id().context("the process ended at once")?;
@@ -56,7 +68,12 @@ impl Service {
                 return Ok((service, value));
             }
             if let Some(status) = service.child.try_wait()? {
-                bail!("{}", service.obituary(status));
+                // It may have been ready before it ended.
+                if !ready.exists() {
+                    return Err(EndedEarly { code: status.code(), words: service.obituary(status) }.into());
+                }
+                service.ended = Some(status);
+                continue;
             }
             if Instant::now() > deadline {
                 bail!(
@@ -83,6 +100,11 @@ impl Service {
             // waitpid(2) fails only for what is not our child, which it is.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// The exit code of a process that ended by itself.
+    pub(super) fn code(&self) -> Option<i32> {
+        self.ended.and_then(|status| status.code())
     }
 
     /// Asks it to drain and end, and waits at most `max` for that; an error says what became of it.
@@ -120,6 +142,22 @@ impl Service {
         format!("  {}\n({})", last.join("\n  "), self.log.display())
     }
 }
+
+/// A program ended before it was ready.
+#[derive(Debug)]
+pub(super) struct EndedEarly {
+    /// Its exit code.
+    pub(super) code: Option<i32>,
+    words: String,
+}
+
+impl std::fmt::Display for EndedEarly {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.words)
+    }
+}
+
+impl std::error::Error for EndedEarly {}
 
 /// Writes a program's configuration to `<state>/<name>.yaml`. JSON is YAML.
 pub(super) fn write_config(name: &str, config: &Value, state: &Path) -> anyhow::Result<PathBuf> {

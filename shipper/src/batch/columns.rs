@@ -8,7 +8,7 @@ use std::sync::Arc;
 use foldhash::{HashMap, HashMapExt};
 use prost::encoding::encoded_len_varint;
 use weir_proto::v1::FlowColumns;
-use weir_schema::values::{ConnectError, EndReason, TcpState, TimeQuality};
+use weir_schema::values::{ConnectError, EndReason, TcpState};
 
 use crate::flow::{FlowRecord, LinkPart, LocalIdentity, Tunnel};
 
@@ -52,6 +52,7 @@ impl Columns {
             reporter,
             vantage,
             orientation,
+            time_quality,
             start_ns,
             end_ns,
             src_ip,
@@ -120,7 +121,7 @@ impl Columns {
         put(&mut columns.reporter, reporter.code());
         put(&mut columns.vantage, vantage.code());
         put(&mut columns.orientation, orientation.code());
-        put(&mut columns.time_quality, TimeQuality::Ok.code());
+        put(&mut columns.time_quality, time_quality.code());
         put(&mut columns.src_ip, src_ip);
         put(&mut columns.dst_ip, dst_ip);
         put(&mut columns.src_port, u32::from(*src_port));

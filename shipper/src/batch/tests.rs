@@ -37,7 +37,6 @@ fn rows(c: &FlowColumns) -> Vec<FlowRecord> {
             let w = |column: &[u64]| at(column, row, c.rows);
             let minus_one = |column: &[u32]| u(column).checked_sub(1);
             let end_ns = c.base_time_ns + at(&c.end_delta_ns, row, c.rows);
-            assert_eq!(u(&c.time_quality), TimeQuality::Ok.code());
             let id = (u128::from(w(&c.flow_id_high)) << 64) | u128::from(w(&c.flow_id_low));
             let local = LocalIdentity {
                 process: text(u(&c.local_process)),
@@ -55,6 +54,7 @@ fn rows(c: &FlowColumns) -> Vec<FlowRecord> {
                 reporter: Reporter::from_code(u(&c.reporter)).unwrap(),
                 vantage: Vantage::from_code(u(&c.vantage)).unwrap(),
                 orientation: Orientation::from_code(u(&c.orientation)).unwrap(),
+                time_quality: TimeQuality::from_code(u(&c.time_quality)).unwrap(),
                 start_ns: end_ns - w(&c.duration_ns) as i64,
                 end_ns,
                 src_ip: ip(u(&c.src_ip)),
@@ -161,6 +161,7 @@ fn flow() -> impl Strategy<Value = FlowRecord> {
             reporter: Reporter::ALL[who.1 as usize % 3],
             vantage: Vantage::Socket,
             orientation: Orientation::ALL[who.1 as usize % 4],
+            time_quality: TimeQuality::ALL[who.1 as usize % 3],
             start_ns: time.0 - time.1,
             end_ns: time.0,
             src_ip: who.3,

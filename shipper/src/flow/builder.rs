@@ -8,7 +8,7 @@ use std::{
 
 use foldhash::fast::FixedState;
 use weir_common::id::flow_id;
-use weir_schema::values::{ConnectError, EndReason, Orientation, Reporter, TcpState, Vantage};
+use weir_schema::values::{ConnectError, EndReason, Orientation, Reporter, TcpState, TimeQuality, Vantage};
 use weir_shipper_ebpf::{
     EGRESS, FlowKey, FlowValue, ROLE_ADOPTED_CLIENT, ROLE_ADOPTED_SERVER, ROLE_CLIENT, ROLE_SERVER, Sock,
     Total, VANTAGE_INTERFACE,
@@ -112,6 +112,7 @@ impl Builder {
             reporter: if local_is_src { Reporter::Source } else { Reporter::Destination },
             vantage: if key.vantage == VANTAGE_INTERFACE { Vantage::Interface } else { Vantage::Socket },
             orientation,
+            time_quality: TimeQuality::Ok,
             start_ns: self.clock.unix_ns(value.first_ns),
             end_ns: self.clock.unix_ns(value.last_ns),
             src_ip,
@@ -222,6 +223,7 @@ impl Builder {
             reporter: Reporter::Source,
             vantage: Vantage::Socket,
             orientation: Orientation::Overflow,
+            time_quality: TimeQuality::Ok,
             start_ns: self.clock.unix_ns(began_ns),
             end_ns: self.clock.unix_ns(ended_ns),
             src_ip: unspecified,

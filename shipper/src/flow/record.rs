@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use weir_schema::values::{
-    ConnectError, EndReason, LossReason, LossStage, Orientation, Reporter, TcpState, TunnelType, Vantage,
+    ConnectError, EndReason, LossReason, LossStage, Orientation, Reporter, TcpState, TimeQuality, TunnelType,
+    Vantage,
 };
 
 /// What one vantage point saw of one conversation in one interval.
@@ -28,6 +29,8 @@ pub struct FlowRecord {
     pub vantage: Vantage,
     /// How it is known which side is `src`.
     pub orientation: Orientation,
+    /// Whether the times are the node's own, or a capture file's.
+    pub time_quality: TimeQuality,
     /// Start of this record's window, Unix nanoseconds.
     pub start_ns: i64,
     /// Last packet, or the close, Unix nanoseconds.

@@ -15,19 +15,19 @@ use weir_common::crash;
 use weir_schema::values::{LossReason, LossStage};
 
 use generator::Due;
-pub use generator::{Generator, GeneratorError, GeneratorOptions, Shape};
+pub use generator::{Generator, GeneratorError, GeneratorOptions};
 
 use crate::batch::{self, BatchError, EncodedBatch};
 use crate::flow::{FlowRecord, LossRecord};
 use crate::metrics::Metrics;
 use crate::probe::{Capture, CaptureError};
+use crate::replay::{FileError, Replay};
 use crate::spool::{Appended, CaptureKey, Id, Spool, SpoolError};
-
-/// Crash points on the way of a capture out of the kernel, in their order.
-pub const CRASH_POINTS: &[&str] = &["capture.detached", "capture.drained", "capture.unloaded"];
 
 /// How long to wait for room on a full disk, at first and at most.
 const FULL_DISK_WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How often a replay looks whether its spool has room again.
+const ROOM_WAIT: Duration = Duration::from_millis(20);
 /// How often a generator that has made everything looks after its spool.
 const STAY: Duration = Duration::from_millis(100);
 /// A step of the wall clock against the monotonic one that is worth a line.
@@ -42,6 +42,8 @@ pub enum Source {
     Capture(Box<Capture>),
     /// Made-up events with known ids.
     Generator(Generator),
+    /// Capture files.
+    Replay(Box<Replay>),
 }
 
 /// What one interval held.
@@ -62,6 +64,19 @@ pub enum SourceError {
     /// The generator's side.
     #[error("generate events")]
     Generator(#[from] GeneratorError),
+    /// A capture file, other than for what is in it.
+    #[error("read the capture files")]
+    Replay(#[from] FileError),
+    /// One record of the spool is more than its budget.
+    #[error(
+        "the spool's budget is too small for a replay: {needed} bytes at once and room for what is being sent, of spool.bytes_max = {budget}"
+    )]
+    SpoolTooSmall {
+        /// Bytes of the record.
+        needed: u64,
+        /// Bytes of the budget.
+        budget: u64,
+    },
     /// The encoder.
     #[error("encode an interval")]
     Batch(#[from] BatchError),
@@ -75,6 +90,7 @@ impl Source {
         match self {
             Self::Capture(capture) => capture.source_id(),
             Self::Generator(generator) => generator.source_id(),
+            Self::Replay(replay) => replay.source_id(),
         }
     }
 
@@ -82,6 +98,7 @@ impl Source {
         match self {
             Self::Capture(capture) => Ok(capture.frozen()?),
             Self::Generator(generator) => Ok(generator.frozen()),
+            Self::Replay(replay) => Ok(replay.frozen()),
         }
     }
 
@@ -99,6 +116,12 @@ impl Source {
                 let bytes = flows.iter().map(|flow| flow.src_bytes.saturating_add(flow.dst_bytes)).sum();
                 Ok(Read { flows, losses: Vec::new(), packets, bytes })
             }
+            Self::Replay(replay) => {
+                let flows = replay.read()?;
+                let packets = flows.iter().map(|flow| flow.src_packets + flow.dst_packets).sum();
+                let bytes = flows.iter().map(|flow| flow.src_bytes.saturating_add(flow.dst_bytes)).sum();
+                Ok(Read { flows, losses: Vec::new(), packets, bytes })
+            }
         }
     }
 
@@ -106,6 +129,7 @@ impl Source {
         match self {
             Self::Capture(capture) => Ok(capture.release(interval)?),
             Self::Generator(generator) => Ok(generator.release(interval)?),
+            Self::Replay(replay) => Ok(replay.release(interval)?),
         }
     }
 
@@ -113,7 +137,7 @@ impl Source {
     fn detach(&mut self) -> Result<(), SourceError> {
         match self {
             Self::Capture(capture) => Ok(capture.detach()?),
-            Self::Generator(_) => Ok(()),
+            Self::Generator(_) | Self::Replay(_) => Ok(()),
         }
     }
 
@@ -121,7 +145,7 @@ impl Source {
     fn unload(self) -> Result<usize, SourceError> {
         match self {
             Self::Capture(capture) => Ok(capture.unload()?),
-            Self::Generator(_) => Ok(0),
+            Self::Generator(_) | Self::Replay(_) => Ok(0),
         }
     }
 
@@ -130,7 +154,7 @@ impl Source {
     fn last_drains(&self) -> u32 {
         match self {
             Self::Capture(_) => 2,
-            Self::Generator(_) => 0,
+            Self::Generator(_) | Self::Replay(_) => 0,
         }
     }
 }
@@ -161,6 +185,8 @@ pub struct Ended {
     pub spool: Spool,
     /// How many pins went, when the source was to be unloaded and nothing is left in it.
     pub unloaded: Option<usize>,
+    /// The source, where it has an end of its own.
+    pub replay: Option<Box<Replay>>,
 }
 
 /// Whether the loop was told to stop while it waited.
@@ -171,8 +197,8 @@ enum Wait {
 }
 
 impl Drain {
-    /// Runs until `stop`'s sender is dropped, or a generator has made all its events. Gives the spool back.
-    pub fn run(mut self, stop: &Receiver<()>) -> Result<Spool, SourceError> {
+    /// Runs until `stop`'s sender is dropped, or the source has an end and it is reached.
+    pub fn run(mut self, stop: &Receiver<()>) -> Result<Ended, SourceError> {
         let mut due = Instant::now();
         let mut clock = ClockWatch::new();
         loop {
@@ -183,8 +209,10 @@ impl Drain {
                 Source::Generator(generator) => match generator.due() {
                     Due::At(due) => due,
                     Due::Stay => now + STAY,
-                    Due::Done => return Ok(self.spool),
+                    Due::Done => return Ok(self.ended()),
                 },
+                Source::Replay(replay) if replay.is_done() => return Ok(self.ended()),
+                Source::Replay(_) => now,
             };
             if wait(stop, due.saturating_duration_since(now)) == Wait::Stopped {
                 break;
@@ -193,10 +221,10 @@ impl Drain {
                 self.metrics.clock_steps.inc();
             }
             if self.drain(stop)? == Wait::Stopped {
-                return Ok(self.spool);
+                return Ok(self.ended());
             }
         }
-        Ok(self.end(stop)?.spool)
+        self.end(stop)
     }
 
     /// Drains what was counted until now, and unloads the source if it is to go: first no program counts any more, then
@@ -206,21 +234,23 @@ impl Drain {
     pub fn end(mut self, stop: &Receiver<()>) -> Result<Ended, SourceError> {
         if self.unload {
             self.source.detach()?;
-            crash::point("capture.detached");
         }
         for _ in 0..self.source.last_drains() {
             if self.drain(stop)? == Wait::Stopped {
-                return Ok(Ended { spool: self.spool, unloaded: None });
+                return Ok(self.ended());
             }
         }
-        let Self { source, mut spool, unload, .. } = self;
-        if !unload {
-            return Ok(Ended { spool, unloaded: None });
+        while matches!(&self.source, Source::Replay(replay) if replay.must_end()) {
+            if self.drain(stop)? == Wait::Stopped {
+                break;
+            }
         }
+        if !self.unload {
+            return Ok(self.ended());
+        }
+        let Self { source, mut spool, .. } = self;
         let id = source.id();
-        crash::point("capture.drained");
         let unloaded = Some(source.unload()?);
-        crash::point("capture.unloaded");
         match spool.end_source(id) {
             Err(error) if error.is_full() => {
                 tracing::warn!(%error, source = %root(&error), "everything was drained, but that could not be noted: the next start records a loss");
@@ -228,7 +258,15 @@ impl Drain {
             noted => noted?,
         }
         tracing::info!(pins = unloaded, "the capture was taken out of the kernel");
-        Ok(Ended { spool, unloaded })
+        Ok(Ended { spool, unloaded, replay: None })
+    }
+
+    fn ended(self) -> Ended {
+        let replay = match self.source {
+            Source::Replay(replay) => Some(replay),
+            Source::Capture(_) | Source::Generator(_) => None,
+        };
+        Ended { spool: self.spool, unloaded: None, replay }
     }
 
     /// Stores the frozen interval if it is not stored yet, then releases it.
@@ -271,6 +309,9 @@ impl Drain {
         batches: &[EncodedBatch],
         stop: &Receiver<()>,
     ) -> Result<Wait, SourceError> {
+        if matches!(self.source, Source::Replay(_)) && self.wait_for_room(batches, stop)? == Wait::Stopped {
+            return Ok(Wait::Stopped);
+        }
         let (mut delay, longest) = FULL_DISK_WAIT;
         let mut full = false;
         loop {
@@ -297,8 +338,31 @@ impl Drain {
         }
     }
 
+    /// A file waits where the kernel can't: nothing is dropped for want of room in the spool.
+    fn wait_for_room(&mut self, batches: &[EncodedBatch], stop: &Receiver<()>) -> Result<Wait, SourceError> {
+        let needed: u64 = batches.iter().map(|batch| batch.payload.len() as u64).sum();
+        let mut told = false;
+        while !self.spool.has_room(needed)? {
+            if self.spool.outbox().waiting().borrow().numbers == 0 {
+                let budget = self.metrics.spool_budget_bytes.get();
+                return Err(SourceError::SpoolTooSmall { needed, budget });
+            }
+            if !std::mem::replace(&mut told, true) {
+                tracing::info!("the spool is full: reading goes on when the aggregator has taken some of it");
+            }
+            if wait(stop, ROOM_WAIT) == Wait::Stopped {
+                return Ok(Wait::Stopped);
+            }
+        }
+        Ok(Wait::Over)
+    }
+
     /// What must have been lost between the newest interval in the spool and this one.
     fn gap(&self, key: CaptureKey) -> Option<LossRecord> {
+        if matches!(self.source, Source::Replay(_)) {
+            // Nothing was counted between two replays.
+            return None;
+        }
         let last = self.spool.last_key().filter(|last| last.interval != CaptureKey::ENDED)?;
         let now = now_ns();
         let since = self.spool.last_time_ns().unwrap_or(now);
@@ -403,7 +467,6 @@ mod tests {
             start_ns: 0,
             step_ns: 1,
             stay: false,
-            shape: Shape::Numbered,
         };
         let source_of = Source::Generator(Generator::open(options).unwrap());
         let (interval_time, health) = (Duration::from_secs(1), Health::default());

@@ -120,6 +120,11 @@ impl Spool {
         self.outbox.clone()
     }
 
+    /// Its folder.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.options.dir
+    }
+
     /// The newest interval that is here or was dropped here.
     pub fn last_key(&self) -> Option<CaptureKey> {
         self.last_key
@@ -201,6 +206,14 @@ impl Spool {
             Err(StateError::File(error)) if error.is_full() => Ok(()),
             other => Ok(other?),
         }
+    }
+
+    /// Whether batches of so many bytes fit, so that nothing would have to be dropped for them.
+    pub fn has_room(&mut self, payload_bytes: u64) -> Result<bool, SpoolError> {
+        self.free()?;
+        // A record holds little beside its payloads.
+        let needed = payload_bytes + payload_bytes / 8 + OVERHEAD_BYTES;
+        Ok(self.log.bytes() + needed <= self.options.bytes_max)
     }
 
     fn note(&mut self, position: u64, epoch: Id, first: u64, batches: &[EncodedBatch]) {

@@ -1,0 +1,6 @@
+//! Replays of captures made by hand: odd files in `formats`, connections in `tcp`, the committed ones in `committed`.
+
+mod captures;
+mod committed;
+mod formats;
+mod tcp;
