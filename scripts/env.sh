@@ -5,6 +5,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=$root/.cache
 rust_minimum=1.95
 duckdb_version=1.5.6
+moto_version=5.2.5
 cargo_deny_version=0.20.2
 cargo_fuzz_version=0.13.2
 

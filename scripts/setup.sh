@@ -20,6 +20,7 @@ main() {
     packages "$level"
     rust "$level"
     duckdb_venv
+    [ "$level" = run ] || moto_venv
     if [ "$level" = ci ]; then
         cargo_tool cargo-deny "$cargo_deny_version" "checks licences and sources of dependencies"
         cargo_tool cargo-fuzz "$cargo_fuzz_version" "runs the fuzz targets"
@@ -129,6 +130,15 @@ duckdb_venv() {
     "$venv/bin/pip" --quiet --disable-pip-version-check install \
         "duckdb==$duckdb_version" "duckdb-cli==$duckdb_version" ||
         die "pip could not install DuckDB $duckdb_version, which computes the summary and reads files back in the tests"
+}
+
+# An S3 server for the tests, beside DuckDB.
+moto_venv() {
+    local venv=$cache/venv
+    "$venv/bin/python" -c "import moto.server, boto3; assert moto.__version__ == '$moto_version'" 2>/dev/null && return
+    say "installing the S3 server moto $moto_version into ${venv#"$root"/}"
+    "$venv/bin/pip" --quiet --disable-pip-version-check install "moto[s3]==$moto_version" flask flask-cors ||
+        die "pip could not install moto $moto_version, which the tests of object stores write to"
 }
 
 # cargo_tool NAME VERSION WHY

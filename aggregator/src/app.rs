@@ -134,8 +134,8 @@ impl Running {
     pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Self, RunError> {
         raise_descriptor_limit();
         let stores = tokio::task::spawn_blocking({
-            let config = config.clone();
-            move || Stores::open(&config)
+            let (config, shutdown) = (config.clone(), shutdown.clone());
+            move || Stores::open(&config, &shutdown)
         });
         let Stores { journal, registry, cursors, parquet, recovery } =
             stores.await.map_err(|_| RunError::Ended("opening"))??;
@@ -301,7 +301,7 @@ struct Stores {
 }
 
 impl Stores {
-    fn open(config: &Config) -> Result<Self, RunError> {
+    fn open(config: &Config, shutdown: &CancellationToken) -> Result<Self, RunError> {
         let cursors = SinkCursors::default();
         let sinks: [(SinkSpec, bool); 1] = [(PARQUET, config.parquet.is_some())];
         for (spec, _) in sinks.into_iter().filter(|(_, enabled)| *enabled) {
@@ -311,7 +311,7 @@ impl Stores {
         let Opened { mut journal, sequences, recovery } =
             Journal::open(&config.journal, cursors.clone(), now_s)?;
         log_recovery(&recovery);
-        let open = |config: &ParquetConfig| ParquetSink::open(config.clone(), journal.id());
+        let open = |config: &ParquetConfig| parquet::open(config, journal.id(), shutdown);
         let parquet = config.parquet.as_ref().map(open).transpose().map_err(RunError::Parquet)?;
         let parquet = parquet.map(|(sink, report)| {
             parquet::log_recovery(&report);

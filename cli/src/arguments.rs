@@ -87,8 +87,13 @@ pub(crate) enum Output {
 
 #[derive(Args)]
 pub(crate) struct Verify {
-    /// The root of the Parquet tree, as the aggregator's sink was given it.
-    pub(crate) directory: PathBuf,
+    /// The root of the Parquet tree, as the aggregator's sink was given it: a folder, or s3://bucket/prefix, gs://… or
+    /// az://…, with credentials from the environment.
+    #[arg(value_name = "DIR or URL")]
+    pub(crate) root: String,
+    /// An option of the store, as in `parquet.options`.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) option: Vec<String>,
 }
 
 #[derive(Args)]

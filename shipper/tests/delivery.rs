@@ -14,7 +14,7 @@ use weir_schema::values::LossReason;
 use weir_shipper::app::{Outcome, Run, RunError, SourceOptions};
 use weir_shipper::config::Config;
 use weir_shipper::metrics::Metrics;
-use weir_shipper::source::GeneratorOptions;
+use weir_shipper::source::{GeneratorOptions, Shape};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -52,6 +52,7 @@ impl Shipper {
             start_ns: 1_700_000_000_000_000_000,
             step_ns: 1000,
             stay: false,
+            shape: Shape::Numbered,
         });
         let (metrics, shutdown) = (Metrics::default(), CancellationToken::new());
         let run =

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use weir_shipper::app::{Outcome, Run, RunError, SourceOptions};
 use weir_shipper::config::Config;
 use weir_shipper::metrics::Metrics;
-use weir_shipper::source::GeneratorOptions;
+use weir_shipper::source::{GeneratorOptions, Shape};
 
 const NOWHERE: &str = "127.0.0.1:1";
 const EVENTS: u64 = 5_000;
@@ -53,6 +53,7 @@ fn start_seeded(dir: &Path, addresses: [&str; 2], takeover_after: &str, seed: u6
         start_ns: 1_700_000_000_000_000_000,
         step_ns: 1000,
         stay: false,
+        shape: Shape::Numbered,
     });
     let (metrics, shutdown) = (Metrics::default(), CancellationToken::new());
     let run = Run { config, source, ready_file: None, shutdown, metrics: metrics.clone() };

@@ -137,7 +137,22 @@ pub const KEYS: &[Key] = &[
         default: "true",
         doc: "Write Parquet files; a required sink.",
     },
-    text("parquet.dir", "./data", "Root of the Parquet files."),
+    text(
+        "parquet.dir",
+        "./data",
+        "Root of the Parquet files; with `parquet.url` the folder in which they wait for their publication, on a disk that survives a restart.",
+    ),
+    text(
+        "parquet.url",
+        "",
+        "Store of objects for the Parquet files: s3://bucket/prefix, gs://bucket/prefix or az://container/prefix; empty: the folder.",
+    ),
+    Key {
+        path: "parquet.options",
+        kind: ValueKind::Structure("a map of names to texts"),
+        default: "{}",
+        doc: "Options of that store by the names that the crate object_store gives them (endpoint, region, allow_http, …), over those of the environment (AWS_*, GOOGLE_*, AZURE_*), where credentials belong.",
+    },
     span(
         "parquet.roll_age",
         100,

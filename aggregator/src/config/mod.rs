@@ -5,6 +5,7 @@
 
 mod keys;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use crate::ingest::limits::Limits;
 use crate::ingest::sequence::Bounds;
 use crate::journal::JournalOptions;
 use crate::journal::writer::GroupOptions;
-use crate::sink::parquet::{Keep, ParquetConfig, Retention};
+use crate::sink::parquet::{Keep, ParquetConfig, Retention, StoreUrl};
 
 pub use keys::KEYS;
 
@@ -225,12 +226,41 @@ impl Parser<'_> {
         });
         ParquetConfig {
             dir: self.folder("parquet.dir"),
+            store: self.store(),
             roll_bytes: values.bytes("parquet.roll_bytes"),
             roll_age: values.duration("parquet.roll_age"),
             partitions_max: size(values.u64("parquet.partitions_max")),
             buffer_bytes_max: size(values.bytes("parquet.buffer_bytes_max")),
             retention: Retention(keep),
         }
+    }
+
+    fn store(&mut self) -> Option<StoreUrl> {
+        let (url, options) = (self.values.text("parquet.url"), self.values.structure("parquet.options"));
+        // Numbers and booleans mean what they look like. No value is ever told back: it may be a secret.
+        let text = |(name, value): (&String, &Json)| {
+            let value = match value {
+                Json::String(text) => text.clone(),
+                Json::Number(_) | Json::Bool(_) => value.to_string(),
+                Json::Null | Json::Array(_) | Json::Object(_) => return None,
+            };
+            Some((name.to_ascii_lowercase(), value))
+        };
+        let options: Option<BTreeMap<String, String>> = match options {
+            Json::Object(options) => options.iter().map(text).collect(),
+            _ => None,
+        };
+        let Some(options) = options else {
+            self.wrong("parquet.options", &"…", "a map of names to texts, such as {region: eu-west-1}");
+            return None;
+        };
+        if url.is_empty() {
+            if !options.is_empty() {
+                self.wrong("parquet.options", &"…", "nothing where parquet.url is empty");
+            }
+            return None;
+        }
+        StoreUrl::parse(url, options).map_err(|expected| self.wrong("parquet.url", &url, &expected)).ok()
     }
 
     fn address(&mut self, key: &str) -> SocketAddr {

@@ -1,7 +1,8 @@
 //! Made-up events with known ids, for tests and measurements: in place of the kernel, through the same spool and client.
 //!
 //! Interval n always gives the same records, whatever was killed in between. Each record carries its running number in
-//! the low half of `flow_id` (the high half is the seed) and in `src_bytes`. Where the kernel has a pinned interval, the
+//! the low half of `flow_id` (the high half is the seed) and in `src_bytes`; with [`Shape::Realistic`] it looks like a
+//! node's instead. Where the kernel has a pinned interval, the
 //! generator has a small file, written when an interval is released.
 
 use std::fs::{File, OpenOptions};
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use weir_common::id::flow_id;
 use weir_schema::values::{EndReason, Orientation, Reporter, TcpState, TimeQuality, Vantage};
 
 use crate::flow::{FlowRecord, LocalIdentity};
@@ -19,6 +21,18 @@ use crate::spool::Id;
 
 /// Pairs of pods that talk; which pair an event is of follows a power law.
 const PAIRS: u64 = 1024;
+/// The same of the realistic shape.
+const REALISTIC_PAIRS: u64 = 2_000;
+
+/// How events look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shape {
+    /// `src_bytes` is the running number: for tests that ask which events arrived.
+    #[default]
+    Numbered,
+    /// Sizes, times and ids as distributed as those of a node: for measurements.
+    Realistic,
+}
 
 /// What is made.
 #[derive(Clone, Debug)]
@@ -39,6 +53,8 @@ pub struct GeneratorOptions {
     pub step_ns: i64,
     /// Go on without events when all are made, until told to end.
     pub stay: bool,
+    /// How events look.
+    pub shape: Shape,
 }
 
 /// What a generator is to do next.
@@ -135,7 +151,11 @@ impl Generator {
     pub fn read(&self, interval: u64) -> Vec<FlowRecord> {
         let first = interval.saturating_mul(self.options.interval_events);
         let end = first.saturating_add(self.options.interval_events).min(self.options.events);
-        (first..end).map(|id| self.event(interval, id)).collect()
+        let event = match self.options.shape {
+            Shape::Numbered => Self::numbered,
+            Shape::Realistic => Self::realistic,
+        };
+        (first..end).map(|id| event(self, interval, id)).collect()
     }
 
     pub(super) fn release(&mut self, interval: u64) -> Result<(), GeneratorError> {
@@ -152,7 +172,7 @@ impl Generator {
         self.state.write_all_at(&saved, 0).map_err(|source| GeneratorError { action: "write", path, source })
     }
 
-    fn event(&self, interval: u64, id: u64) -> FlowRecord {
+    fn numbered(&self, interval: u64, id: u64) -> FlowRecord {
         let random = mix(self.options.seed ^ mix(id));
         // Evenly distributed in the logarithm: pair k has about 1 / k of the events.
         let unit = (random >> 11) as f64 / (1u64 << 53) as f64;
@@ -194,6 +214,85 @@ impl Generator {
             link: None,
             local: self.pods.get(pair as usize).cloned(),
         }
+    }
+
+    /// A connection of one interval: a pair by Zipf's law, an ephemeral port, three in four seen from their start to
+    /// their end, cookies in the order of opening.
+    fn realistic(&self, interval: u64, id: u64) -> FlowRecord {
+        let mut draw = Draws(self.options.seed ^ mix(id));
+        let pair = (draw.log(1.0, (REALISTIC_PAIRS + 1) as f64) - 1).min(REALISTIC_PAIRS - 1);
+        let first_ns = self.options.start_ns.saturating_add(
+            self.options.step_ns.saturating_mul(interval.saturating_mul(self.options.interval_events) as i64),
+        );
+        let window = self.options.step_ns.saturating_mul(self.options.interval_events as i64).max(1);
+        let end_ns = first_ns.saturating_add((draw.unit() * window as f64) as i64);
+        let whole = draw.chance(75);
+        let duration = draw.log(200_000.0, 10_000_000_000.0) as i64;
+        let src_packets = draw.log(4.0, 3_000.0);
+        let dst_packets = (src_packets as f64 * (0.6 + 0.8 * draw.unit())) as u64 + 1;
+        let bytes = |packets: u64, draw: &mut Draws| packets * 52 + draw.log(80.0, 1_400.0) * packets;
+        let rtt = draw.log(30.0, 3_000.0) as u32;
+        let lossy = draw.chance(2);
+        // A pod talks to some others, and a service's pods are talked to by many.
+        let (client, server) = (mix(pair) % 400, pair % 150);
+        FlowRecord {
+            flow_id: flow_id(mix(self.options.seed), id, draw.next() & 0xffff),
+            record_seq: interval,
+            opened: u32::from(whole),
+            reporter: Reporter::Source,
+            vantage: Vantage::Socket,
+            orientation: Orientation::Observed,
+            time_quality: TimeQuality::Ok,
+            start_ns: end_ns.saturating_sub(duration),
+            end_ns,
+            src_ip: ip(10, client),
+            src_port: 32_768 + (draw.next() % 28_232) as u16,
+            dst_ip: ip(11, server),
+            dst_port: [80, 443, 5432, 6379, 8080, 9092][(server % 6) as usize],
+            protocol: 6,
+            src_bytes: bytes(src_packets, &mut draw),
+            dst_bytes: bytes(dst_packets, &mut draw),
+            src_packets,
+            dst_packets,
+            tcp_flags_src: if whole { 0x1b } else { 0x18 },
+            tcp_flags_dst: if whole { 0x1b } else { 0x18 },
+            tcp_state: Some(if whole { TcpState::Closed } else { TcpState::Established }),
+            end_reason: whole.then_some(EndReason::Closed),
+            connect_error: None,
+            handshake_us: whole.then_some(rtt + (draw.next() % 40) as u32),
+            rtt_us: Some(rtt),
+            rtt_min_us: Some(rtt - rtt / 4),
+            rtt_max_us: None,
+            src_retransmits: Some(u32::from(lossy)),
+            dst_retransmits: None,
+            nat: None,
+            link: None,
+            local: self.pods.get(client as usize).cloned(),
+        }
+    }
+}
+
+/// Draws from a hash of seed and number, one after the other.
+struct Draws(u64);
+
+impl Draws {
+    fn next(&mut self) -> u64 {
+        self.0 = mix(self.0);
+        self.0
+    }
+
+    /// From 0 to 1, exclusive.
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Evenly distributed in the logarithm, from `low` to `high`.
+    fn log(&mut self, low: f64, high: f64) -> u64 {
+        (low * (high / low).powf(self.unit())) as u64
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.next() % 100 < percent
     }
 }
 
@@ -239,6 +338,7 @@ mod tests {
             start_ns: 1_700_000_000_000_000_000,
             step_ns: 1000,
             stay: false,
+            shape: Shape::Numbered,
         };
         let mut generator = Generator::open(options.clone()).unwrap();
         let first = generator.read(0);

@@ -15,7 +15,7 @@ use weir_common::crash;
 use weir_schema::values::{LossReason, LossStage};
 
 use generator::Due;
-pub use generator::{Generator, GeneratorError, GeneratorOptions};
+pub use generator::{Generator, GeneratorError, GeneratorOptions, Shape};
 
 use crate::batch::{self, BatchError, EncodedBatch};
 use crate::flow::{FlowRecord, LossRecord};
@@ -23,6 +23,9 @@ use crate::metrics::Metrics;
 use crate::probe::{Capture, CaptureError};
 use crate::replay::{FileError, Replay};
 use crate::spool::{Appended, CaptureKey, Id, Spool, SpoolError};
+
+/// Crash points on the way of a capture out of the kernel, in their order.
+pub const CRASH_POINTS: &[&str] = &["capture.detached", "capture.drained", "capture.unloaded"];
 
 /// How long to wait for room on a full disk, at first and at most.
 const FULL_DISK_WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -234,6 +237,7 @@ impl Drain {
     pub fn end(mut self, stop: &Receiver<()>) -> Result<Ended, SourceError> {
         if self.unload {
             self.source.detach()?;
+            crash::point("capture.detached");
         }
         for _ in 0..self.source.last_drains() {
             if self.drain(stop)? == Wait::Stopped {
@@ -250,7 +254,9 @@ impl Drain {
         }
         let Self { source, mut spool, .. } = self;
         let id = source.id();
+        crash::point("capture.drained");
         let unloaded = Some(source.unload()?);
+        crash::point("capture.unloaded");
         match spool.end_source(id) {
             Err(error) if error.is_full() => {
                 tracing::warn!(%error, source = %root(&error), "everything was drained, but that could not be noted: the next start records a loss");
@@ -467,6 +473,7 @@ mod tests {
             start_ns: 0,
             step_ns: 1,
             stay: false,
+            shape: Shape::Numbered,
         };
         let source_of = Source::Generator(Generator::open(options).unwrap());
         let (interval_time, health) = (Duration::from_secs(1), Health::default());

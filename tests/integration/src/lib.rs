@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "test helpers panic with what failed")]
 
+pub mod bench;
 pub mod capture;
 pub mod duckdb;
 pub mod frames;
@@ -10,6 +11,7 @@ pub mod net;
 pub mod peer;
 pub mod pipeline;
 pub mod process;
+pub mod s3;
 pub mod scale;
 pub mod scene;
 pub mod system;

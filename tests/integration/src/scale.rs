@@ -28,6 +28,10 @@ pub struct Scale {
     pub hostile_connections: u64,
     /// Events of the tests that damage files or fill disks.
     pub disk_events: u64,
+    /// Flows of the benchmark's pipeline.
+    pub bench_flows: u64,
+    /// Journal that the benchmark recovers, bytes.
+    pub bench_backlog: u64,
 }
 
 const CI: Scale = Scale {
@@ -42,6 +46,8 @@ const CI: Scale = Scale {
     connections: 2_000,
     hostile_connections: 1_000,
     disk_events: 20_000,
+    bench_flows: 200_000,
+    bench_backlog: 16 << 20,
 };
 
 const SOAK: Scale = Scale {
@@ -56,6 +62,8 @@ const SOAK: Scale = Scale {
     connections: 50_000,
     hostile_connections: 10_000,
     disk_events: 200_000,
+    bench_flows: 4_000_000,
+    bench_backlog: 1 << 30,
 };
 
 /// The scale that `WEIR_SCALE` names.

@@ -90,6 +90,8 @@ pub struct Generator {
     pub stay: bool,
     /// More settings.
     pub set: Vec<String>,
+    /// Whether events look like a node's, instead of carrying their number.
+    pub realistic: bool,
 }
 
 impl Generator {
@@ -113,6 +115,9 @@ impl Generator {
         }
         if let Some(admin) = self.admin {
             command.arg("--admin").arg(admin.to_string());
+        }
+        if self.realistic {
+            command.arg("--realistic");
         }
         if self.stay {
             command.arg("--no-exit");

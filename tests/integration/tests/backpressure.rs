@@ -37,6 +37,7 @@ fn generator(home: &Path, aggregator: SocketAddr, events: u64) -> Generator {
         rate: 0,
         stay: false,
         set: Vec::new(),
+        realistic: false,
     }
 }
 

@@ -39,6 +39,7 @@ fn setup(home: &Path) -> Setup {
         rate: 0,
         stay: false,
         set: vec!["spool.segment_bytes=64KiB".to_owned()],
+        realistic: false,
     };
     Setup { aggregator, generator }
 }

@@ -218,7 +218,11 @@ fn every_crash_point_is_explained_and_killed_at() {
             assert!(named, "{} does not kill at {point}", path.display());
         }
     }
-    let points = [weir_shipper::spool::CRASH_POINTS, weir_shipper::client::CRASH_POINTS];
+    let points = [
+        weir_shipper::spool::CRASH_POINTS,
+        weir_shipper::source::CRASH_POINTS,
+        weir_shipper::client::CRASH_POINTS,
+    ];
     let points = points.into_iter().flatten();
     let points = points.chain(&weir_aggregator::CRASH_POINTS).chain(&parquet::CRASH_POINTS);
     let points: BTreeSet<String> = points.map(|point| (*point).to_owned()).collect();

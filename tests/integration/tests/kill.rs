@@ -78,6 +78,7 @@ fn nothing_is_lost_or_doubled_under_kill_9_of_any_process() {
                     rate: scale.kill_rate,
                     stay: true,
                     set: vec!["drain.timeout=20m".to_owned()],
+                    realistic: false,
                 };
                 let (aggregator_done, failed) = (&aggregator_done, &failed);
                 scope.spawn(move || {

@@ -153,11 +153,10 @@ fn killed_at_every_step_of_a_deletion() {
 
 /// Rows that the entries of the manifest added, deleted since or not.
 fn rows_ever(folder: &Path) -> u64 {
-    use weir_aggregator::sink::parquet::manifest::{numbers, read_entry};
+    use weir_aggregator::sink::parquet::manifest::read_entries;
     let id = "09".repeat(16);
     let entries = folder.join("_weir/manifest").join(&id);
-    let numbers = numbers(&entries).unwrap();
-    let added = numbers.into_iter().flat_map(|number| read_entry(&entries, &id, number).unwrap().0.added);
+    let added = read_entries(&entries, &id).unwrap().into_iter().flat_map(|entry| entry.added);
     added.map(|file| file.rows).sum()
 }
 

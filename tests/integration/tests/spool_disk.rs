@@ -9,7 +9,7 @@ use weir_common::admin::Health;
 use weir_integration_tests::process::wait_for;
 use weir_integration_tests::tmpfs::SmallDisk;
 use weir_shipper::metrics::Metrics;
-use weir_shipper::source::{Drain, Generator, GeneratorOptions, Source};
+use weir_shipper::source::{Drain, Generator, GeneratorOptions, Shape, Source};
 use weir_shipper::spool::{Outgoing, Spool, SpoolOptions, Welcomed};
 
 #[test]
@@ -35,6 +35,7 @@ fn a_full_disk_holds_the_interval_back_and_nothing_is_lost() {
         start_ns: 1_700_000_000_000_000_000,
         step_ns: 1000,
         stay: false,
+        shape: Shape::Numbered,
     });
     let drain = Drain {
         source: Source::Generator(generator.unwrap()),

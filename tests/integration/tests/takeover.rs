@@ -82,6 +82,7 @@ fn each_event_is_at_one_aggregator_whoever_dies() {
             "client.backoff_max=100ms".to_owned(),
             "drain.timeout=20m".to_owned(),
         ],
+        realistic: false,
     };
     let mut b = second.start(None);
     let mut kills = 0;

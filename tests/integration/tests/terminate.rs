@@ -47,6 +47,7 @@ fn generator(aggregator: &Aggregator) -> Generator {
         rate: 10_000,
         stay: false,
         set: vec!["drain.timeout=2s".to_owned(), "client.hello_timeout=1s".to_owned()],
+        realistic: false,
     }
 }
 

@@ -75,6 +75,28 @@ fn a_shipper_unloads_as_it_ends_when_it_is_told_to() {
 }
 
 #[test]
+fn killed_while_it_unloads_a_shipper_loses_no_byte() {
+    let Some(mut pipeline) = Pipeline::new(PROGRAMS, || Scene::linked(false)) else { return };
+    pipeline.shipping.terminate();
+    pipeline.shipping.wait_success();
+    pipeline.shipper.set = vec!["capture.unload_on_exit=true".to_owned(), "capture.interval=1h".to_owned()];
+    for point in ["capture.detached", "capture.drained", "capture.unloaded"] {
+        pipeline.shipping = pipeline.shipper.start(Some(&format!("{point}:1")));
+        pipeline.run(SERVE, "connect-tcp 10.9.0.2:80 20 5000 20000 2");
+        pipeline.shipping.terminate();
+        pipeline.shipping.wait_killed();
+    }
+    pipeline.shipping = pipeline.shipper.start(None);
+    pipeline.run(SERVE, "connect-tcp 10.9.0.2:80 20 5000 20000 2");
+    pipeline.finish();
+    // The last point alone: everything is there, but nothing said so.
+    let losses = pipeline.losses();
+    assert_eq!(losses.len(), 1, "{losses:?}");
+    assert_eq!((&losses[0]["reason"], &losses[0]["count"]), (&"unloaded".into(), &serde_json::Value::Null));
+    pipeline.assert_sums("tcp", "killed while unloading", 80, &["10.9.0.1", "10.9.0.2"]);
+}
+
+#[test]
 fn what_is_discarded_is_a_loss_row() {
     let Some(mut pipeline) = Pipeline::new(PROGRAMS, || Scene::linked(false)) else { return };
     pipeline.run(SERVE, "connect-tcp 10.9.0.2:80 5 100 100 1");

@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::retention::Retention;
+use super::target::StoreUrl;
 
 /// See the module. The aggregator's configuration makes it; the defaults are those of the configuration.
 #[derive(Clone, Debug)]
 pub struct ParquetConfig {
-    /// Root of the data; made if missing.
+    /// Root of the data; made if missing. Files wait here for their publication where `store` has them afterwards.
     pub dir: PathBuf,
+    /// The store of objects that gets files and manifest; none: they are below `dir`.
+    pub store: Option<StoreUrl>,
     /// Cut when a file has so many bytes.
     pub roll_bytes: u64,
     /// Cut when the oldest row that is in no file has waited so long.
@@ -27,6 +30,7 @@ impl ParquetConfig {
     pub fn new(dir: PathBuf) -> Self {
         Self {
             dir,
+            store: None,
             roll_bytes: 128 << 20,
             roll_age: Duration::from_mins(1),
             partitions_max: 64,

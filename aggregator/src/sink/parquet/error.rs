@@ -14,6 +14,9 @@ pub enum SinkError {
     /// The disk refused.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The store of objects refused, or did not answer.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
     /// The Parquet encoder refused.
     #[error("encode Parquet file {path}")]
     Encode {
@@ -102,11 +105,11 @@ impl SinkError {
     /// Retry or fatal, for every error there is.
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::File(_) | Self::Broken => Disposition::Retry,
+            Self::File(_) | Self::Broken | Self::Manifest(ManifestError::Io { .. }) => Disposition::Retry,
+            Self::Object(error) | Self::Manifest(ManifestError::Object(error)) => error.disposition(),
             Self::Encode { source: ParquetError::External(inner), .. } if inner.is::<io::Error>() => {
                 Disposition::Retry
             }
-            Self::Manifest(error) if error.is_io() => Disposition::Retry,
             Self::Encode { .. }
             | Self::Manifest(_)
             | Self::ManifestTaken { .. }
@@ -116,6 +119,47 @@ impl SinkError {
             | Self::EntryTooLarge { .. }
             | Self::Record { .. }
             | Self::OutOfTurn { .. } => Disposition::Fatal,
+        }
+    }
+}
+
+/// A request that a store of objects did not fulfil.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{operation} {url}: {trouble}: {words}")]
+pub struct ObjectError {
+    /// Verb, such as `put`.
+    pub operation: &'static str,
+    /// The object, with its store.
+    pub url: String,
+    /// The store's own words.
+    pub words: String,
+    /// What they come to.
+    pub trouble: Trouble,
+}
+
+/// What a store's refusal comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// No answer, an overload, an error of its own: it may do later.
+    #[error("the store can't be reached or can't do it now")]
+    Away,
+    /// Who we are, or what we may.
+    #[error("the store does not accept these credentials, or they don't allow this")]
+    Credentials,
+    /// Neither object nor bucket.
+    #[error("there is no such bucket, container or object")]
+    Missing,
+    /// Anything else that another try would not change.
+    #[error("the store refuses")]
+    Refused,
+}
+
+impl ObjectError {
+    /// Retry or fatal.
+    pub fn disposition(&self) -> Disposition {
+        match self.trouble {
+            Trouble::Away => Disposition::Retry,
+            Trouble::Credentials | Trouble::Missing | Trouble::Refused => Disposition::Fatal,
         }
     }
 }

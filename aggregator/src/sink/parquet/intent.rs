@@ -21,6 +21,8 @@ pub(super) struct Intent {
     pub bytes: Vec<u8>,
     /// The temporary file of each added one, in the same order.
     pub temporary: Vec<PathBuf>,
+    /// The store of objects that it is meant for; none: the folder.
+    pub store: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -31,14 +33,20 @@ struct Raw {
     temporary: Vec<String>,
     entry_sha256: String,
     entry: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    store: Option<String>,
 }
 
 impl Intent {
     /// An intent to complete this entry.
-    pub(super) fn new(entry: Entry, temporary: Vec<PathBuf>) -> Result<Self, serde_json::Error> {
+    pub(super) fn new(
+        entry: Entry,
+        temporary: Vec<PathBuf>,
+        store: Option<String>,
+    ) -> Result<Self, serde_json::Error> {
         let mut bytes = serde_json::to_vec(&entry)?;
         bytes.push(b'\n');
-        Ok(Self { entry, bytes, temporary })
+        Ok(Self { entry, bytes, temporary, store })
     }
 
     /// Writes it durably.
@@ -49,6 +57,7 @@ impl Intent {
             temporary: self.temporary.iter().map(name).collect(),
             entry_sha256: sha256_hex(&self.bytes),
             entry: String::from_utf8_lossy(&self.bytes).into_owned(),
+            store: self.store.clone(),
         };
         let invalid = |error: serde_json::Error| damaged(&layout.intent, error.to_string());
         let bytes = serde_json::to_vec(&raw).map_err(invalid)?;
@@ -93,7 +102,7 @@ impl Intent {
             return Err(format!("{name:?} is not a name"));
         }
         let temporary = raw.temporary.iter().map(|name| layout.temporary.join(name)).collect();
-        Ok(Self { entry, bytes, temporary })
+        Ok(Self { entry, bytes, temporary, store: raw.store })
     }
 
     /// Removes the intent durably: what it said is done, or undone.

@@ -7,7 +7,10 @@
 //! _weir/tmp/<journal>/                                       files being written
 //! _weir/lock/<journal>                                       held by the one process that writes for the journal
 //! ```
+//!
+//! Files and manifest may be in a store of objects instead; the rest stays below the root.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,33 +43,26 @@ impl Layout {
         Self {
             root: root.to_owned(),
             journal_id: journal_id.to_owned(),
-            manifest: weir.join(MANIFEST_DIR).join(journal_id),
+            manifest: root.join(MANIFEST_DIR).join(journal_id),
             intent: weir.join("intent").join(format!("{journal_id}.json")),
             temporary: weir.join("tmp").join(journal_id),
             lock: weir.join("lock").join(journal_id),
         }
     }
 
-    /// Makes the folders.
+    /// Makes the folders of everything but the manifest and the files.
     pub fn create(&self) -> Result<(), FileError> {
-        for path in [&self.manifest, &self.temporary] {
-            create_dir_durably(path)?;
-        }
+        create_dir_durably(&self.temporary)?;
         for path in [&self.intent, &self.lock] {
             create_dir_durably(parent(path))?;
         }
         Ok(())
     }
-
-    /// The name of the file that entry `number` adds to a partition, relative to the root.
-    pub fn file(&self, partition: &str, number: u64) -> String {
-        format!("{partition}/{}-{number:012}.parquet", self.journal_id)
-    }
 }
 
 /// The journals that have a manifest below a root, by id.
 pub(super) fn journals(root: &Path) -> Result<Vec<String>, FileError> {
-    let folder = root.join(WEIR_DIR).join(MANIFEST_DIR);
+    let folder = root.join(MANIFEST_DIR);
     let io = |source| FileError { operation: "list", path: folder.clone(), source };
     let listing = match fs::read_dir(&folder) {
         Ok(listing) => listing,
@@ -82,7 +78,7 @@ pub(super) fn journals(root: &Path) -> Result<Vec<String>, FileError> {
     Ok(ids)
 }
 
-fn is_journal_id(name: &str) -> bool {
+pub(super) fn is_journal_id(name: &str) -> bool {
     name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
@@ -136,6 +132,34 @@ pub(super) fn prune_empty(root: &Path, file: &Path) {
     }
 }
 
+/// The names and sizes of everything below a root that readers of the glob see.
+pub(super) fn parquet_files(root: &Path) -> Result<BTreeMap<String, u64>, FileError> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let listing = match fs::read_dir(&folder) {
+            Ok(listing) => listing,
+            // An emptied folder goes with its last file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && folder != root => continue,
+            Err(error) => return Err(FileError::at("list", &folder)(error)),
+        };
+        for file in listing {
+            let file = file.map_err(FileError::at("list", &folder))?;
+            let kind = file.file_type().map_err(FileError::at("look at", &folder))?;
+            let path = file.path();
+            if kind.is_dir() && path != root.join(WEIR_DIR) {
+                folders.push(path);
+            } else if kind.is_file() && path.extension().is_some_and(|extension| extension == "parquet") {
+                let size = file.metadata().map_or(0, |found| found.len());
+                let name = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
+                files.insert(name, size);
+            }
+        }
+    }
+    Ok(files)
+}
+
 /// What does not belong to readers.
-pub(super) const WEIR_DIR: &str = "_weir";
-const MANIFEST_DIR: &str = "manifest";
+const WEIR_DIR: &str = "_weir";
+/// The folder of the manifests, each in one named for its journal.
+pub(super) const MANIFEST_DIR: &str = "_weir/manifest";

@@ -13,7 +13,9 @@ use sha2::{Digest, Sha256};
 use weir_common::id::hex;
 use weir_schema::Kind;
 
+use super::error::ObjectError;
 use super::partition::PartitionKey;
+use super::published::Published;
 
 /// One step of a journal's Parquet files: a cut, or a deletion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,6 +168,9 @@ pub enum ManifestError {
         /// The system's words.
         source: io::Error,
     },
+    /// The store of objects refused.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
     /// An entry, or its place in the chain, is not what it must be.
     #[error("manifest entry {path}{}: {reason}", offset.map(|at| format!(", byte {at}")).unwrap_or_default())]
     Invalid {
@@ -176,13 +181,6 @@ pub enum ManifestError {
         /// What is wrong.
         reason: String,
     },
-}
-
-impl ManifestError {
-    /// Whether trying again later may do.
-    pub fn is_io(&self) -> bool {
-        matches!(self, Self::Io { .. })
-    }
 }
 
 /// What a chain says when followed to its end.
@@ -312,25 +310,29 @@ pub fn kind_of(path: &str) -> Option<Kind> {
 }
 
 /// The name of an entry's file.
-pub fn entry_name(number: u64) -> String {
+pub(super) fn entry_name(number: u64) -> String {
     format!("{number:020}.json")
 }
 
-/// The numbers of the entries in a folder, ascending; a folder that is not there has none.
-/// A gap, or a file that is no entry's, is an error.
-pub fn numbers(folder: &Path) -> Result<Vec<u64>, ManifestError> {
+/// The names of the files in a folder of entries; a folder that is not there has none.
+pub(super) fn names(folder: &Path) -> Result<Vec<String>, ManifestError> {
     let io = |source| ManifestError::Io { path: folder.to_owned(), source };
     let listing = match fs::read_dir(folder) {
         Ok(listing) => listing,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(io(error)),
     };
-    let mut numbers = Vec::new();
-    for file in listing {
-        let name = file.map_err(io)?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_suffix(".json")).and_then(|n| n.parse().ok());
-        match number {
-            Some(number) if name.to_str() == Some(&entry_name(number)) => numbers.push(number),
+    let name =
+        |file: io::Result<fs::DirEntry>| Ok(file.map_err(io)?.file_name().to_string_lossy().into_owned());
+    listing.map(name).collect()
+}
+
+/// The numbers of entries with these names, ascending. A gap, or a name that is no entry's, is an error.
+pub(super) fn numbers(folder: &Path, names: &[String]) -> Result<Vec<u64>, ManifestError> {
+    let mut numbers = Vec::with_capacity(names.len());
+    for name in names {
+        match name.strip_suffix(".json").and_then(|number| number.parse().ok()) {
+            Some(number) if *name == entry_name(number) => numbers.push(number),
             _ => {
                 let reason = "is not named as an entry is".to_owned();
                 return Err(ManifestError::Invalid { path: folder.join(name), offset: None, reason });
@@ -347,27 +349,35 @@ pub fn numbers(folder: &Path) -> Result<Vec<u64>, ManifestError> {
     Ok(numbers)
 }
 
-/// Reads and checks one entry.
-pub fn read_entry(folder: &Path, journal_id: &str, number: u64) -> Result<(Entry, Vec<u8>), ManifestError> {
-    let path = folder.join(entry_name(number));
-    let bytes = read_bounded(&path, ENTRY_BYTES_MAX)?;
-    match parse(journal_id, number, &bytes) {
-        Ok(entry) => Ok((entry, bytes)),
-        Err((offset, reason)) => Err(ManifestError::Invalid { path, offset, reason }),
-    }
+/// Every entry of a chain in a local folder, each checked by itself, in order.
+pub fn read_entries(folder: &Path, journal_id: &str) -> Result<Vec<Entry>, ManifestError> {
+    let numbers = numbers(folder, &names(folder)?)?;
+    let read = |number| {
+        let path = folder.join(entry_name(number));
+        let bytes = read_bounded(&path, ENTRY_BYTES_MAX)?;
+        parse(journal_id, number, &bytes).map_err(|(offset, reason)| ManifestError::Invalid {
+            path,
+            offset,
+            reason,
+        })
+    };
+    numbers.into_iter().map(read).collect()
 }
 
 /// Follows a chain to its end.
 ///
 /// `Walk::Whole` reads every entry. `Walk::FromListing` begins at the last entry that lists the live files, which
 /// bounds the time of a start; what lies before is believed.
-pub fn walk(folder: &Path, journal_id: &str, walk: Walk) -> Result<State, ManifestError> {
-    let numbers = numbers(folder)?;
+pub(super) fn walk(published: &Published, journal_id: &str, walk: Walk) -> Result<State, ManifestError> {
+    let last = published.entry_numbers(journal_id)?.len() as u64;
+    let mut chain = Chain { published, journal_id, ahead: BTreeMap::new() };
     let mut state = State::new();
     let mut first = 1;
     if walk == Walk::FromListing {
-        for number in numbers.iter().rev().copied() {
-            let (entry, _) = read_entry(folder, journal_id, number)?;
+        for number in (1..=last).rev() {
+            let (entry, bytes) =
+                chain.read(number, (number + 1).saturating_sub(chain.reach()).max(1)..=number)?;
+            chain.ahead.insert(number, bytes);
             if let Some(listed) = entry.live {
                 first = number;
                 state = State {
@@ -380,14 +390,51 @@ pub fn walk(folder: &Path, journal_id: &str, walk: Walk) -> Result<State, Manife
             }
         }
     }
-    for number in first..=numbers.len() as u64 {
-        let (entry, bytes) = read_entry(folder, journal_id, number)?;
+    for number in first..=last {
+        let (entry, bytes) = chain.read(number, number..=last.min(number + chain.reach() - 1))?;
         state.follow(&entry, &bytes).map_err(|reason| {
-            let path = folder.join(entry_name(number));
+            let path = published.entry_path(journal_id, number);
             ManifestError::Invalid { path, offset: None, reason }
         })?;
     }
     Ok(state)
+}
+
+/// Entries being read, some ahead of their turn where asking for many at once pays.
+struct Chain<'a> {
+    published: &'a Published,
+    journal_id: &'a str,
+    ahead: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Chain<'_> {
+    fn reach(&self) -> u64 {
+        self.published.entries_at_once()
+    }
+
+    /// Reads and checks one entry, and with it the bytes of those in `range` if it is not at hand.
+    fn read(
+        &mut self,
+        number: u64,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<(Entry, Vec<u8>), ManifestError> {
+        let bytes = match self.ahead.remove(&number) {
+            Some(bytes) => bytes,
+            None => {
+                let wanted: Vec<u64> = range.filter(|number| !self.ahead.contains_key(number)).collect();
+                let read = self.published.entries(self.journal_id, &wanted)?;
+                self.ahead.extend(wanted.into_iter().zip(read));
+                self.ahead.remove(&number).unwrap_or_default()
+            }
+        };
+        match parse(self.journal_id, number, &bytes) {
+            Ok(entry) => Ok((entry, bytes)),
+            Err((offset, reason)) => {
+                let path = self.published.entry_path(self.journal_id, number);
+                Err(ManifestError::Invalid { path, offset, reason })
+            }
+        }
+    }
 }
 
 /// How much of a chain to read.
@@ -400,7 +447,7 @@ pub enum Walk {
 }
 
 /// Reads a file that may not be larger than `limit` bytes.
-pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ManifestError> {
+pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ManifestError> {
     let io = |source| ManifestError::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
     File::open(path).map_err(io)?.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
@@ -412,7 +459,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ManifestError> {
 }
 
 /// SHA-256 of bytes, in hexadecimal.
-pub fn sha256_hex(bytes: &[u8]) -> String {
+pub(super) fn sha256_hex(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 

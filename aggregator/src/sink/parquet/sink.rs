@@ -15,6 +15,7 @@ use super::error::SinkError;
 use super::file::OpenFile;
 use super::manifest::{LiveFile, Reason, RemovedFile, SkippedRange};
 use super::partition::{PartitionKey, TimeRule, split};
+use super::published::Published;
 use super::retention::expired;
 use super::store::{Commit, RecoveryReport, Store};
 use crate::journal::JournalRecord;
@@ -49,7 +50,17 @@ pub struct CutReport {
 impl ParquetSink {
     /// Opens the files of a journal, and completes or undoes a cut that was cut short.
     pub fn open(config: ParquetConfig, journal_id: [u8; 16]) -> Result<(Self, RecoveryReport), SinkError> {
-        let (store, report) = Store::open(&config.dir, &weir_common::id::hex(&journal_id))?;
+        let published = Published::open(&config.dir, config.store.as_ref())?;
+        Self::open_published(config, published, journal_id)
+    }
+
+    /// The same of what is published somewhere else.
+    pub(super) fn open_published(
+        config: ParquetConfig,
+        published: Published,
+        journal_id: [u8; 16],
+    ) -> Result<(Self, RecoveryReport), SinkError> {
+        let (store, report) = Store::open(&config.dir, published, &weir_common::id::hex(&journal_id))?;
         let due = store.state().next_position;
         let sink = Self {
             config,
@@ -202,14 +213,13 @@ impl ParquetSink {
     }
 
     fn publish(&mut self, reason: Reason, written_us: i64) -> Result<CutReport, SinkError> {
-        let state = self.store.state();
-        let (number, positions) = (state.number + 1, (state.next_position, self.due));
+        let positions = (self.next_position(), self.due);
         let mut added: Vec<(LiveFile, PathBuf)> = Vec::with_capacity(self.open.len());
         for (key, file) in std::mem::take(&mut self.open) {
             let written = file.finish(&self.store.layout().journal_id, positions)?;
             crash::point("parquet.file_written");
             let file = LiveFile {
-                path: self.store.layout().file(&key.to_string(), number),
+                path: self.store.file_name(&key.to_string(), &written.sha256),
                 rows: written.rows,
                 bytes: written.bytes,
                 sha256: written.sha256,

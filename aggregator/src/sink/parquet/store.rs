@@ -1,30 +1,28 @@
 //! The published files of one journal: commits of entries, and recovery from a commit that was cut short.
 //!
-//! Owns the lock, the intent, the manifest's end and the list of live files. Does not know what is in a file. The sink
-//! calls it with files that are written and synced; retention calls it with files to delete.
+//! Owns the lock, the intent, the manifest's end and the list of live files, and the order of the steps; `published` does
+//! each, in a folder or in a store of objects. Does not know what is in a file. The sink calls it with files that are
+//! written and synced; retention calls it with files to delete.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
 use weir_common::crash;
-use weir_common::file::{FileError, parent, sync_dir};
-use weir_common::id::hex;
+use weir_common::file::{FileError, sync_dir};
 
 use super::error::SinkError;
 use super::intent::Intent;
-use super::layout::{Layout, create_dir_durably, prune_empty, remove_file, rename_new};
+use super::layout::{Layout, remove_file};
 use super::manifest::{
     self, ENTRY_BYTES_MAX, Entry, FORMAT, LiveFile, Reason, RemovedFile, SkippedRange, State, Walk,
-    entry_name,
 };
+use super::published::{Published, Standing};
 
 /// See the module.
 #[derive(Debug)]
 pub struct Store {
     layout: Layout,
+    published: Published,
     state: State,
     /// Number of the last entry that lists the live files; 0 before the first.
     listed: u64,
@@ -66,14 +64,29 @@ pub struct Commit {
 }
 
 impl Store {
-    /// Opens the files of a journal below `root` and recovers. Creates what is missing.
-    pub fn open(root: &Path, journal_id: &str) -> Result<(Self, RecoveryReport), SinkError> {
+    /// Opens what a journal has published, and recovers. Creates what is missing. Temporary files, intent and lock are
+    /// below `root`.
+    pub(super) fn open(
+        root: &Path,
+        published: Published,
+        journal_id: &str,
+    ) -> Result<(Self, RecoveryReport), SinkError> {
         let layout = Layout::new(root, journal_id);
         layout.create()?;
         let lock = lock(&layout.lock)?;
-        let mut store = Self { layout, state: State::new(), listed: 0, _lock: lock };
-        let report = store.recover()?;
+        published.prepare(&layout)?;
+        let mut store = Self { layout, published, state: State::new(), listed: 0, _lock: lock };
+        let mut report = store.recover()?;
+        if store.published.store().is_some() {
+            // A listing of everything is not for each retry: stores don't lose single objects as disks do.
+            report.damaged = store.published.damaged(&store.state.live)?;
+        }
         Ok((store, report))
+    }
+
+    /// The name of the file that the next entry adds to a partition, relative to the root.
+    pub fn file_name(&self, partition: &str, sha256: &str) -> String {
+        self.published.file_name(partition, &self.layout.journal_id, self.state.number + 1, sha256)
     }
 
     /// The paths.
@@ -99,20 +112,10 @@ impl Store {
             }
         }
         report.temporary_removed = self.remove_temporary()?;
-        self.state = manifest::walk(&self.layout.manifest, &self.layout.journal_id, Walk::FromListing)?;
+        self.state = manifest::walk(&self.published, &self.layout.journal_id, Walk::FromListing)?;
         self.listed = self.listed.min(self.state.number);
-        for file in self.state.live.values() {
-            let path = self.layout.root.join(&file.path);
-            match fs::metadata(&path) {
-                Ok(found) if found.len() == file.bytes => {}
-                Ok(found) => {
-                    report.damaged.push((path, format!("has {} bytes, not {}", found.len(), file.bytes)));
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    report.damaged.push((path, "is missing".to_owned()));
-                }
-                Err(error) => return Err(FileError::at("look at", &path)(error).into()),
-            }
+        if self.published.store().is_none() {
+            report.damaged = self.published.damaged(&self.state.live)?;
         }
         report.next_position = self.state.next_position;
         report.live_files = self.state.live.len();
@@ -140,7 +143,8 @@ impl Store {
             live: list.then(|| self.state.live.values().cloned().collect()),
         };
         let invalid = |reason: String| SinkError::Intent { path: self.layout.intent.clone(), reason };
-        let intent = Intent::new(entry, temporary).map_err(|error| invalid(error.to_string()))?;
+        let intent = Intent::new(entry, temporary, self.published.store())
+            .map_err(|error| invalid(error.to_string()))?;
         self.state.check(&intent.entry).map_err(invalid)?;
         // An entry that can't be read back must not be written.
         let bytes = intent.bytes.len() as u64;
@@ -149,9 +153,8 @@ impl Store {
         }
         // Once the intent is there, what stands at a final name is taken for this cut's.
         for file in &intent.entry.added {
-            let path = self.layout.root.join(&file.path);
-            if path.try_exists().map_err(FileError::at("look at", &path))? {
-                return Err(SinkError::Foreign { path });
+            if self.published.is_taken(&file.path)? {
+                return Err(SinkError::Foreign { path: self.published.path(&file.path) });
             }
         }
 
@@ -168,118 +171,72 @@ impl Store {
 
     /// Every step after the intent is synced. Each may have been done before.
     fn publish(&self, intent: &Intent) -> Result<(), SinkError> {
-        let root = &self.layout.root;
-        let mut folders = BTreeSet::new();
-        for (file, temporary) in intent.entry.added.iter().zip(&intent.temporary) {
-            let path = root.join(&file.path);
-            create_dir_durably(parent(&path))?;
-            if !rename_new(temporary, &path)? {
-                return Err(SinkError::Foreign { path });
-            }
-            folders.insert(parent(&path).to_owned());
-            crash::point("parquet.published_one");
-        }
-        self.conclude(intent, folders)
+        let files: Vec<(&LiveFile, &Path)> = pairs(intent).collect();
+        self.published.publish(&files)?;
+        self.conclude(intent)
     }
 
     /// What comes after the last file is published.
-    fn conclude(&self, intent: &Intent, mut folders: BTreeSet<PathBuf>) -> Result<(), SinkError> {
-        let root = &self.layout.root;
-        for file in &intent.entry.removed {
-            let path = root.join(&file.path);
-            if remove_file(&path)? {
-                crash::point("parquet.removed_one");
-            }
-            folders.insert(parent(&path).to_owned());
-        }
-        for folder in &folders {
-            // Gone where an earlier try went as far as to remove the emptied folder.
-            if folder.is_dir() {
-                sync_dir(folder)?;
-            }
-        }
+    fn conclude(&self, intent: &Intent) -> Result<(), SinkError> {
+        self.published.settle(intent)?;
         crash::point("parquet.published_all");
-        self.write_entry(intent)?;
+        if !self.published.create_entry(&self.layout, intent)? {
+            return Err(self.taken(intent));
+        }
         crash::point("parquet.manifest_written");
         Intent::remove(&self.layout)?;
         crash::point("parquet.intent_removed");
-        for file in &intent.entry.removed {
-            prune_empty(root, &root.join(&file.path));
-        }
-        Ok(())
+        self.published.tidy(intent)
     }
 
-    fn write_entry(&self, intent: &Intent) -> Result<(), SinkError> {
-        let name = entry_name(intent.entry.number);
-        let temporary = self.layout.temporary.join(format!("{name}.entry"));
-        File::create(&temporary)
-            .and_then(|mut file| file.write_all(&intent.bytes).and_then(|()| file.sync_all()))
-            .map_err(FileError::at("write", &temporary))?;
-        let path = self.layout.manifest.join(name);
-        if !rename_new(&temporary, &path)? {
-            return Err(self.taken(path));
+    /// Another process has created the entry that an intent was for: the race is lost.
+    fn taken(&self, intent: &Intent) -> SinkError {
+        let (journal_id, number) = (&self.layout.journal_id, intent.entry.number);
+        if let Ok(Some(winner)) = self.published.entry(journal_id, number) {
+            // This ends here whether or not it succeeds; `weir verify` names what is left.
+            let _ = self.published.take_back_lost(intent, &winner);
         }
-        Ok(sync_dir(&self.layout.manifest)?)
-    }
-
-    fn taken(&self, path: PathBuf) -> SinkError {
-        SinkError::ManifestTaken { path, journal_id: self.layout.journal_id.clone() }
+        let path = self.published.entry_path(journal_id, number);
+        SinkError::ManifestTaken { path, journal_id: journal_id.clone() }
     }
 
     /// Brings an intent that was found to its end. `Some(reason)`: it could not be completed and was undone.
     fn finish(&self, intent: &Intent) -> Result<Option<String>, SinkError> {
-        let root = &self.layout.root;
-        let entry_path = self.layout.manifest.join(entry_name(intent.entry.number));
-        match fs::read(&entry_path) {
+        if intent.store != self.published.store() {
+            let name = |store: &Option<String>| store.clone().unwrap_or_else(|| "this folder".to_owned());
+            let (meant, now) = (name(&intent.store), name(&self.published.store()));
+            let reason =
+                format!("it is for {meant}, and the sink now writes to {now}: start once with the former");
+            return Err(SinkError::Intent { path: self.layout.intent.clone(), reason });
+        }
+        match self.published.entry(&self.layout.journal_id, intent.entry.number)? {
             // The last step is missing: the files were published before the entry was.
-            Ok(bytes) if bytes == intent.bytes => {
-                sync_dir(&self.layout.manifest)?;
+            Some(bytes) if bytes == intent.bytes => {
+                self.published.confirm_entry(&self.layout)?;
                 Intent::remove(&self.layout)?;
                 return Ok(None);
             }
-            Ok(_) => return Err(self.taken(entry_path)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(FileError::at("read", &entry_path)(error).into()),
+            Some(_) => return Err(self.taken(intent)),
+            None => {}
         }
         let mut pending = Vec::new();
-        let mut folders = BTreeSet::new();
         let mut wrong = None;
-        for (file, temporary) in intent.entry.added.iter().zip(&intent.temporary) {
-            let path = root.join(&file.path);
-            let published = path.try_exists().map_err(FileError::at("look at", &path))?;
-            let at = if published { &path } else { temporary };
-            wrong = wrong.or(check_content(at, file)?);
-            folders.insert(parent(&path).to_owned());
-            if !published {
-                pending.push((temporary, path));
+        for (file, temporary) in pairs(intent) {
+            match self.published.standing(file, temporary)? {
+                Standing::Published => {}
+                Standing::Pending => pending.push((file, temporary)),
+                Standing::Wrong(reason) => wrong = wrong.or(Some(reason)),
             }
         }
         if let Some(reason) = wrong {
-            self.undo(intent)?;
+            // The entry is not in the manifest, so the rows are still due from the journal.
+            self.published.undo(intent)?;
+            Intent::remove(&self.layout)?;
             return Ok(Some(reason));
         }
-        for (temporary, path) in pending {
-            create_dir_durably(parent(&path))?;
-            if !rename_new(temporary, &path)? {
-                return Err(SinkError::Foreign { path });
-            }
-            crash::point("parquet.published_one");
-        }
-        self.conclude(intent, folders)?;
+        self.published.publish(&pending)?;
+        self.conclude(intent)?;
         Ok(None)
-    }
-
-    /// Deletes what an incomplete cut has published and written. Its entry is not in the manifest, so the rows are
-    /// still due from the journal.
-    fn undo(&self, intent: &Intent) -> Result<(), SinkError> {
-        for (file, temporary) in intent.entry.added.iter().zip(&intent.temporary) {
-            let path = self.layout.root.join(&file.path);
-            if remove_file(&path)? {
-                sync_dir(parent(&path))?;
-            }
-            remove_file(temporary)?;
-        }
-        Ok(Intent::remove(&self.layout)?)
     }
 
     fn remove_temporary(&self) -> Result<u64, SinkError> {
@@ -294,31 +251,8 @@ impl Store {
     }
 }
 
-/// What is wrong with a file's content, if anything: its presence, size and hash.
-pub fn check_content(path: &Path, expected: &LiveFile) -> Result<Option<String>, FileError> {
-    let io = |error| FileError::at("read", path)(error);
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Some(format!("{} is missing", path.display())));
-        }
-        Err(error) => return Err(io(error)),
-    };
-    let bytes = file.metadata().map_err(io)?.len();
-    if bytes != expected.bytes {
-        return Ok(Some(format!("{} has {bytes} bytes, not {}", path.display(), expected.bytes)));
-    }
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut buffer).map_err(io)? {
-            0 => break,
-            read => hash.update(&buffer[..read]),
-        }
-    }
-    let found = hex(&hash.finalize());
-    Ok((found != expected.sha256)
-        .then(|| format!("{} has SHA-256 {found}, not {}", path.display(), expected.sha256)))
+fn pairs(intent: &Intent) -> impl Iterator<Item = (&LiveFile, &Path)> {
+    intent.entry.added.iter().zip(intent.temporary.iter().map(PathBuf::as_path))
 }
 
 fn lock(path: &Path) -> Result<File, SinkError> {

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use weir_common::clock::now_ns;
 
+use super::config::ParquetConfig;
 use super::error::{Disposition, SinkError, chain};
 use super::manifest::Reason;
 use super::metrics::ParquetMetrics;
@@ -40,6 +41,30 @@ impl TaskError {
                 Disposition::Retry
             }
             Self::Read(ReadError::Decode { .. } | ReadError::Misplaced { .. }) => Disposition::Fatal,
+        }
+    }
+}
+
+/// Opens the sink. A store of objects that is away is waited for, until `shutdown`: only its manifest tells at which
+/// position of the journal to go on, and nothing may be journaled before that is known.
+pub fn open(
+    config: &ParquetConfig,
+    journal_id: [u8; 16],
+    shutdown: &CancellationToken,
+) -> Result<(ParquetSink, RecoveryReport), SinkError> {
+    loop {
+        match ParquetSink::open(config.clone(), journal_id) {
+            Err(error)
+                if config.store.is_some()
+                    && error.disposition() == Disposition::Retry
+                    && !shutdown.is_cancelled() =>
+            {
+                let error = chain(&error);
+                error!(error, "waiting for the store of the Parquet files before anything is received");
+                // Each try has taken some seconds of tries by itself.
+                std::thread::sleep(OPEN_INTERVAL);
+            }
+            opened => return opened,
         }
     }
 }
@@ -230,6 +255,8 @@ impl Task {
     fn wait(&self, time: Duration) {
         let end = Instant::now() + time;
         while !self.shutdown.is_cancelled() && Instant::now() < end {
+            // The lag grows while the sink waits, and is to be seen.
+            self.observe();
             std::thread::sleep(POLL.min(end.saturating_duration_since(Instant::now())));
         }
     }
@@ -260,6 +287,7 @@ fn gauge(value: u64) -> i64 {
 
 /// How long a step waits for a record; so late at most is a cut by age, or a shutdown noticed.
 const POLL: Duration = Duration::from_millis(100);
+const OPEN_INTERVAL: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const RETENTION_INTERVAL: Duration = Duration::from_mins(1);

@@ -13,6 +13,7 @@ use parquet::file::serialized_reader::SerializedFileReader;
 use tempfile::TempDir;
 
 use super::manifest::{Reason, Walk, walk};
+use super::published::Published;
 use super::synthetic::{Synthetic, synthetic_event_id};
 use super::*;
 
@@ -213,7 +214,7 @@ fn what_can_not_be_read_is_in_the_manifest() {
     sink.cut(Reason::Request, NOW_US).unwrap();
     assert_eq!(sink.next_position(), 6);
     let folder = dir.path().join("_weir/manifest").join(JOURNAL_HEX);
-    let (entry, _) = manifest::read_entry(&folder, JOURNAL_HEX, 1).unwrap();
+    let entry = manifest::read_entries(&folder, JOURNAL_HEX).unwrap().remove(0);
     let skipped = &entry.skipped[0];
     assert_eq!((skipped.first_position, skipped.next_position, &*skipped.reason), (2, 5, "damaged"));
 }
@@ -274,7 +275,7 @@ fn retention_deletes_whole_files_and_says_so() {
     let journal = &report.journals[0];
     assert_eq!((journal.entries, journal.files, journal.rows), (3, cut.files.len() as u64, 303));
     let folder = dir.path().join("_weir/manifest").join(JOURNAL_HEX);
-    let (entry, _) = manifest::read_entry(&folder, JOURNAL_HEX, 2).unwrap();
+    let entry = manifest::read_entries(&folder, JOURNAL_HEX).unwrap().remove(1);
     assert_eq!((entry.reason, entry.removed), (Reason::Retention, removed));
 }
 
@@ -289,8 +290,9 @@ fn a_long_manifest_is_opened_from_its_last_listing() {
     }
     drop(sink);
     let folder = dir.path().join("_weir/manifest").join(JOURNAL_HEX);
-    let whole = walk(&folder, JOURNAL_HEX, Walk::Whole).unwrap();
-    let quick = walk(&folder, JOURNAL_HEX, Walk::FromListing).unwrap();
+    let published = Published::Folder(dir.path().to_owned());
+    let whole = walk(&published, JOURNAL_HEX, Walk::Whole).unwrap();
+    let quick = walk(&published, JOURNAL_HEX, Walk::FromListing).unwrap();
     assert_eq!((whole.number, whole.next_position, &whole.live), (30, 31, &quick.live));
     // Only the quick walk does not see what lies before the listing.
     fs::write(folder.join(format!("{:020}.json", 7)), "{}").unwrap();

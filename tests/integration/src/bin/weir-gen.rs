@@ -12,7 +12,7 @@ use weir_common::{clock, exit, logging};
 use weir_shipper::app::{Run, SourceOptions};
 use weir_shipper::config::Config;
 use weir_shipper::metrics::Metrics;
-use weir_shipper::source::GeneratorOptions;
+use weir_shipper::source::{GeneratorOptions, Shape};
 
 /// Generates events with known ids and delivers them as a shipper does.
 #[derive(Debug, Parser)]
@@ -50,6 +50,9 @@ struct Arguments {
     /// Nanoseconds of event time between two events.
     #[arg(long, default_value_t = 1000)]
     step_ns: i64,
+    /// Sizes, times and ids like those of a node, instead of running numbers in src_bytes.
+    #[arg(long)]
+    realistic: bool,
     /// Stay after the last acknowledgement, until SIGTERM.
     #[arg(long)]
     no_exit: bool,
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         drop_budget,
         start_ns,
         step_ns,
+        realistic,
         no_exit,
         admin,
         ready_file,
@@ -102,8 +106,10 @@ fn main() -> ExitCode {
     };
     logging::init(config.log_format, &config.log_level);
     let start_ns = start_ns.unwrap_or_else(clock::now_ns);
+    let shape = if realistic { Shape::Realistic } else { Shape::Numbered };
+    let stay = no_exit;
     let generator =
-        GeneratorOptions { seed, events, interval_events, rate, state, start_ns, step_ns, stay: no_exit };
+        GeneratorOptions { seed, events, interval_events, rate, state, start_ns, step_ns, stay, shape };
     let source = SourceOptions::Generator(generator);
     let shutdown = CancellationToken::new();
     let run = Run { config, source, ready_file, shutdown, metrics: Metrics::default() };
