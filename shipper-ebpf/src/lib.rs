@@ -237,6 +237,62 @@ pub struct Sock {
     pub handshake: u32,
 }
 
+/// What one flow did at one link in one interval. `sent` is what left through the link.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct LinkValue {
+    pub sent: Count,
+    pub received: Count,
+    pub first_ns: u64,
+    pub last_ns: u64,
+    /// When the flow was first seen, by `LINK_META`; 0 where that had no room.
+    pub start_ns: u64,
+    /// The last new SYN of this interval; 0 for none.
+    pub syn_ns: u64,
+    /// TCP flags seen, by direction.
+    pub flags_sent: u32,
+    pub flags_received: u32,
+    /// Connections, or flows without connection, that began in this entry.
+    pub opened: u32,
+    /// Direction of the packet that opened the flow, plus one; of TCP without a SYN, of the first packet.
+    pub first_direction: u32,
+    /// Not 0 where a SYN or its answer told who opened it.
+    pub observed: u32,
+    /// Direction plus one of the acknowledgement that will end the handshake; 0 when none is waited for.
+    pub awaiting: u32,
+    /// SYN to that acknowledgement, in microseconds; 0 where not both are of this interval.
+    pub handshake_us: u32,
+    /// One of `END_*` once the connection has ended in this interval.
+    pub end: u32,
+    /// One of `ERROR_*` when it never came about.
+    pub error: u32,
+    pub reserved: u32,
+}
+
+/// What is known of a flow at a link for as long as it is heard of, by its key.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct LinkMeta {
+    pub start_ns: u64,
+    pub touched_ns: u64,
+    /// Initial sequence number of the side that opened: the same SYN again opens nothing.
+    pub isn: u32,
+    /// As in [`LinkValue`].
+    pub first_direction: u32,
+    /// `SEEN_*` of the present connection.
+    pub seen: u32,
+    pub reserved: u32,
+}
+
+/// `LinkMeta::seen`: a SYN, or the answer to one.
+pub const SEEN_SYN: u32 = 1;
+/// `LinkMeta::seen`: the answer to a SYN.
+pub const SEEN_SYN_ACK: u32 = 2;
+/// `LinkMeta::seen`: a FIN that arrived, and shifted by the direction, one that left.
+pub const SEEN_FIN: u32 = 4;
+/// `LinkMeta::seen`: the connection has ended.
+pub const SEEN_END: u32 = 16;
+
 /// What is known of a flow without a connection, by its key.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -370,6 +426,28 @@ impl FlowValue {
     };
 }
 
+impl LinkValue {
+    /// All zero.
+    pub const ZERO: Self = Self {
+        sent: Count { packets: 0, bytes: 0 },
+        received: Count { packets: 0, bytes: 0 },
+        first_ns: 0,
+        last_ns: 0,
+        start_ns: 0,
+        syn_ns: 0,
+        flags_sent: 0,
+        flags_received: 0,
+        opened: 0,
+        first_direction: 0,
+        observed: 0,
+        awaiting: 0,
+        handshake_us: 0,
+        end: 0,
+        error: 0,
+        reserved: 0,
+    };
+}
+
 impl Sock {
     /// All zero.
     pub const ZERO: Self = Self {
@@ -405,6 +483,8 @@ const _: () = {
     assert!(size_of::<FlowValue>() == 120);
     assert!(size_of::<Sock>() == 184);
     assert!(size_of::<Meta>() == 24);
+    assert!(size_of::<LinkValue>() == 104);
+    assert!(size_of::<LinkMeta>() == 32);
     assert!(size_of::<Total>() == 24);
     assert!(size_of::<CgroupPath>() == 16 + CGROUP_PATH_MAX);
 };
@@ -416,6 +496,10 @@ mod pod {
     unsafe impl aya::Pod for super::FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::LinkKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::LinkValue {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::LinkMeta {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::FlowValue {}
     // SAFETY: as above.

@@ -13,6 +13,7 @@ mod cgroups;
 mod close;
 mod count;
 mod functions;
+mod link;
 mod maps;
 mod owner;
 mod skb;

@@ -10,7 +10,8 @@ use aya_ebpf::{
 };
 use weir_shipper_ebpf::{
     COUNTER_ENTRIES, COUNTER_NO_INTERVAL, COUNTER_SOCKS_FULL, CgroupPath, FlowKey, FlowValue,
-    INTERVAL_ENTRIES, INTERVAL_NOW, Meta, Sock, TOTAL_ENTRIES, Total, total_index,
+    INTERVAL_ENTRIES, INTERVAL_NOW, LinkKey, LinkMeta, LinkValue, Meta, Sock, TOTAL_ENTRIES, Total,
+    total_index,
 };
 
 use crate::atomic::{add, add32};
@@ -30,6 +31,13 @@ pub static OVERFLOW: PerCpuArray<Total> = PerCpuArray::pinned(TOTAL_ENTRIES, 0);
 pub static SOCKS: HashMap<u64, Sock> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
 #[map]
 pub static META: HashMap<FlowKey, Meta> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
+// The interface vantage has maps of its own: a scan that it sees takes no room from the sockets.
+#[map]
+pub static LINK_FLOWS_A: HashMap<LinkKey, LinkValue> = HashMap::pinned(131_072, 0);
+#[map]
+pub static LINK_FLOWS_B: HashMap<LinkKey, LinkValue> = HashMap::pinned(131_072, 0);
+#[map]
+pub static LINK_META: HashMap<LinkKey, LinkMeta> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC);
 #[map]
 pub static CGROUPS: HashMap<u64, CgroupPath> = HashMap::pinned(16_384, BPF_F_NO_PREALLOC);
 #[map]
@@ -82,9 +90,23 @@ pub static OFF_SK_STATE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static OFF_SK_ERR: Global<u32> = Global::new(0);
 
+/// Number of the network namespace that these programs' links are in: an interface's index is unique within one only.
+/// `bpf_get_netns_cookie` is no help here: of a packet without a socket it gives the first namespace.
+#[unsafe(no_mangle)]
+pub static LINK_NAMESPACE: Global<u32> = Global::new(0);
+/// 1 where packets begin with an Ethernet header.
+#[unsafe(no_mangle)]
+pub static LINK_ETHERNET: Global<u32> = Global::new(1);
+/// UDP ports of VXLAN, two of 16 bits, and of Geneve; 0 for none.
+#[unsafe(no_mangle)]
+pub static VXLAN_PORTS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub static GENEVE_PORT: Global<u32> = Global::new(0);
+
 // What new entries start as. In .rodata, because 184 bytes are a third of a program's stack.
 static FLOW_ZERO: FlowValue = FlowValue::ZERO;
 static SOCK_ZERO: Sock = Sock::ZERO;
+static LINK_ZERO: LinkValue = LinkValue::ZERO;
 
 /// Adds one to an entry of `COUNTERS`.
 #[inline(always)]
@@ -124,6 +146,24 @@ pub fn flow_new(interval: u64, key: &FlowKey) -> Option<*mut FlowValue> {
     } else {
         let _exists = FLOWS_B.insert(key, &FLOW_ZERO, u64::from(BPF_NOEXIST));
         FLOWS_B.get_ptr_mut(key)
+    }
+}
+
+/// As [`flow`], at a link.
+#[inline(always)]
+pub fn link_flow(interval: u64, key: &LinkKey) -> Option<*mut LinkValue> {
+    if interval & 1 == 0 { LINK_FLOWS_A.get_ptr_mut(key) } else { LINK_FLOWS_B.get_ptr_mut(key) }
+}
+
+/// As [`flow_new`], at a link.
+#[inline(always)]
+pub fn link_flow_new(interval: u64, key: &LinkKey) -> Option<*mut LinkValue> {
+    if interval & 1 == 0 {
+        let _exists = LINK_FLOWS_A.insert(key, &LINK_ZERO, u64::from(BPF_NOEXIST));
+        LINK_FLOWS_A.get_ptr_mut(key)
+    } else {
+        let _exists = LINK_FLOWS_B.insert(key, &LINK_ZERO, u64::from(BPF_NOEXIST));
+        LINK_FLOWS_B.get_ptr_mut(key)
     }
 }
 

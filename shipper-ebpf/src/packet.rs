@@ -41,8 +41,8 @@ const ETHERTYPE_BRIDGED: u16 = 0x6558;
 
 /// How many tunnels are opened, one within the other.
 const TUNNELS_MAX: u32 = 2;
-/// How many VLAN tags are passed over.
-const TAGS_MAX: u32 = 4;
+/// How many VLAN tags are passed over, at each level.
+const TAGS_MAX: u32 = 3;
 
 /// The bytes of a packet.
 pub trait Load {

@@ -9,8 +9,8 @@ use aya::Btf;
 use crate::{
     cgroup::cgroup2_root,
     probe::{
-        CaptureConfig, CaptureError, KernelFeatures, Pins, ProgramStatus, load_all, on_bpffs, open_object,
-        remove_pins, wait_for_programs,
+        CaptureConfig, CaptureError, InterfaceConfig, KernelFeatures, LinkGlobals, Pins, ProgramStatus,
+        load_all, load_links, on_bpffs, open_object, remove_pins, tcx, wait_for_programs,
     },
 };
 
@@ -111,7 +111,10 @@ pub fn report(config: &CaptureConfig) -> CheckReport {
         "connect_error is never unreachable: connections that ICMP refused are called aborted or timed_out",
     );
     match load(&features, config) {
-        Ok(statuses) => lines.extend(statuses.into_iter().map(Feature::from)),
+        Ok((statuses, tcx)) => {
+            lines.extend(statuses.into_iter().map(Feature::from));
+            lines.push(tcx_feature(tcx));
+        }
         Err(error) => lines.push(Feature {
             name: "eBPF maps".to_owned(),
             problem: Some(format!("{error:#}")),
@@ -123,8 +126,11 @@ pub fn report(config: &CaptureConfig) -> CheckReport {
     CheckReport { kernel: features.release, features: lines }
 }
 
+/// Programs, and whether links can be attached to by TCX.
+type Loaded = (Vec<ProgramStatus>, std::io::Result<()>);
+
 /// Loads every program with small maps, pinned in a directory of their own for as long as this takes.
-fn load(features: &KernelFeatures, config: &CaptureConfig) -> anyhow::Result<Vec<ProgramStatus>> {
+fn load(features: &KernelFeatures, config: &CaptureConfig) -> anyhow::Result<Loaded> {
     const ENTRIES: u32 = 16;
     let mut directory = config.pin_directory.clone().into_os_string();
     directory.push(format!("-check-{}", std::process::id()));
@@ -136,11 +142,18 @@ fn load(features: &KernelFeatures, config: &CaptureConfig) -> anyhow::Result<Vec
         meta_entries: ENTRIES,
         cgroup_entries: ENTRIES,
         idle: config.idle,
+        interfaces: Some(InterfaceConfig {
+            flow_entries: ENTRIES,
+            meta_entries: ENTRIES,
+            ..InterfaceConfig::default()
+        }),
     };
     let pins = Pins::open(&config.pin_directory)?;
-    let loaded = open_object(features, &config, pins.directory()).map(|mut ebpf| {
+    let loaded = open_object(features, &config, pins.directory(), LinkGlobals::default()).map(|mut ebpf| {
         let btf = if features.btf { Btf::from_sys_fs().ok() } else { None };
-        load_all(&mut ebpf, btf.as_ref())
+        let mut statuses = load_all(&mut ebpf, btf.as_ref());
+        statuses.extend(load_links(features, &config, pins.directory()));
+        (statuses, tcx(features, &config, pins.directory()))
     });
     drop(pins);
     remove_pins(&config.pin_directory)?;
@@ -189,6 +202,17 @@ fn bpffs_feature(config: &CaptureConfig) -> Feature {
         cost: "maps and links cannot be pinned: mount bpffs, in a container the host's /sys/fs/bpf"
             .to_owned(),
         needed: true,
+    }
+}
+
+fn tcx_feature(tried: std::io::Result<()>) -> Feature {
+    Feature {
+        name: "pinned links at interfaces (TCX)".to_owned(),
+        problem: tried.err().map(|error| format!("{error} (kernel 6.6 has them)")),
+        cost: "the interface vantage attaches by filters of a clsact queueing discipline, which anybody who manages \
+               tc may remove; `weir-shipper unload` must find each namespace again"
+            .to_owned(),
+        needed: false,
     }
 }
 

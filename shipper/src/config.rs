@@ -3,6 +3,8 @@
 //! Parsing reads the file and nothing else. docs/configuration/shipper.md and deploy/config/shipper.yaml are made from
 //! [`KEYS`] and checked by a test.
 
+mod interfaces;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -134,6 +136,54 @@ pub const KEYS: &[Key] = &[
         ValueKind::Bool,
         "false",
         "On SIGTERM, drain the kernel once more and take programs and maps out of it; otherwise they stay and count on for the next shipper.",
+    ),
+    key(
+        "capture.interfaces.enabled",
+        ValueKind::Bool,
+        "false",
+        "Whether packets are counted at network interfaces too: forwarded traffic, scans of closed ports, what a policy drops. Their records are never added to those of sockets.",
+    ),
+    key(
+        "capture.interfaces.links",
+        ValueKind::Structure("list of texts"),
+        "[\"uplink\"]",
+        "Which interfaces: `uplink` (a default route goes out by it), `kind:` and a kind as `ip -d link` has it (`kind:veth`; `kind:physical` for hardware), or a name in which `*` stands for any characters.",
+    ),
+    key(
+        "capture.interfaces.exclude",
+        ValueKind::Structure("list of texts"),
+        "[]",
+        "Which of these not; the same forms.",
+    ),
+    key(
+        "capture.interfaces.namespaces",
+        ValueKind::Structure("list of texts"),
+        "[\"self\"]",
+        "In which network namespaces: `self`, or paths such as `/run/netns/blue`, with `*` in the last part for any characters.",
+    ),
+    key(
+        "capture.interfaces.flow_entries",
+        entries(),
+        "65536",
+        "Flows at interfaces in one interval; about 250 bytes of kernel memory each, twice, taken at once. What does not fit is counted in overflow records.",
+    ),
+    key(
+        "capture.interfaces.meta_entries",
+        entries(),
+        "262144",
+        "Flows at interfaces heard of lately; about 180 bytes of kernel memory each, taken as they come.",
+    ),
+    key(
+        "capture.interfaces.vxlan_ports",
+        ValueKind::Structure("list of at most 2 ports"),
+        "[4789, 8472]",
+        "UDP ports whose packets are VXLAN: the flow inside is counted.",
+    ),
+    key(
+        "capture.interfaces.geneve_port",
+        ValueKind::U64 { min: 0, max: 65_535 },
+        "6081",
+        "UDP port whose packets are Geneve; 0 for none.",
     ),
     key(
         "replay.spool_dir",
@@ -316,6 +366,7 @@ impl Config {
                 meta_entries: number("capture.meta_entries"),
                 cgroup_entries: number("capture.cgroup_entries"),
                 idle: values.duration("capture.idle"),
+                interfaces: interfaces::parse(values, &mut errors),
             },
             interval: values.duration("capture.interval"),
             unload_on_exit: values.bool("capture.unload_on_exit"),

@@ -13,7 +13,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use weir_schema::values::LossReason;
+use weir_schema::values::{LossReason, Vantage};
 
 use crate::spool::Amount;
 
@@ -49,8 +49,12 @@ pub const METRICS: &[Metric] = &[
         "",
         "Events read from the capture and given a place in the spool or counted as dropped",
     ),
-    counter("weir_shipper_captured_packets", "", "Packets in these events"),
-    counter("weir_shipper_captured_bytes", "", "IP bytes in these events"),
+    counter(
+        "weir_shipper_captured_packets",
+        "vantage",
+        "Packets in these events, by the programs' own count; those of two vantages are the same packets in part",
+    ),
+    counter("weir_shipper_captured_bytes", "vantage", "IP bytes of these packets"),
     counter("weir_shipper_intervals", "", "Intervals drained from the capture"),
     counter("weir_shipper_recovered_events", "", "Events that waited in the spool when the process started"),
     counter("weir_shipper_spooled_batches", "", "Batches appended to the spool and synced"),
@@ -123,8 +127,8 @@ pub type CounterByAggregator = Family<[(&'static str, String); 1], Counter>;
 #[expect(missing_docs, reason = "named and explained in METRICS")]
 pub struct Metrics {
     pub captured_events: Counter,
-    pub captured_packets: Counter,
-    pub captured_bytes: Counter,
+    pub captured_packets: ByLabel,
+    pub captured_bytes: ByLabel,
     pub intervals: Counter,
     pub recovered_events: Counter,
     pub spooled_batches: Counter,
@@ -193,6 +197,9 @@ impl Metrics {
             kernel_map_full,
             clock_steps,
         } = self.clone();
+        for vantage in Vantage::ALL {
+            self.captured(*vantage, 0, 0);
+        }
         let mut put = |name: &str, metric: Registered| {
             let full = format!("weir_shipper_{name}");
             let help = METRICS.iter().find(|metric| metric.name == full).map_or("", |metric| metric.help);
@@ -205,8 +212,8 @@ impl Metrics {
             }
         };
         put("captured_events", Registered::Counter(captured_events));
-        put("captured_packets", Registered::Counter(captured_packets));
-        put("captured_bytes", Registered::Counter(captured_bytes));
+        put("captured_packets", Registered::Family(captured_packets));
+        put("captured_bytes", Registered::Family(captured_bytes));
         put("intervals", Registered::Counter(intervals));
         put("recovered_events", Registered::Counter(recovered_events));
         put("spooled_batches", Registered::Counter(spooled_batches));
@@ -253,6 +260,13 @@ impl Metrics {
         self.journaled_events.inc_by(events);
         self.journaled_batches.inc_by(batches);
         self.journaled_bytes.inc_by(bytes);
+    }
+
+    /// Counts what the programs have counted at a vantage.
+    pub(crate) fn captured(&self, vantage: Vantage, packets: u64, bytes: u64) {
+        let label = [("vantage", vantage.as_str())];
+        self.captured_packets.get_or_create(&label).inc_by(packets);
+        self.captured_bytes.get_or_create(&label).inc_by(bytes);
     }
 
     /// Takes over the programs' counters of full maps.
@@ -309,6 +323,7 @@ mod tests {
     fn the_table_is_what_a_scrape_shows() {
         let metrics = Metrics::default();
         metrics.dropped(LossReason::Budget, Amount { batches: 1, events: 2, bytes: 3 });
+        metrics.captured(Vantage::Socket, 1, 2);
         for family in [&metrics.disconnects, &metrics.epochs] {
             family.get_or_create(&[("reason", "any")]).inc();
         }

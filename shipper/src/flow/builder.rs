@@ -10,16 +10,18 @@ use foldhash::fast::FixedState;
 use weir_common::id::flow_id;
 use weir_schema::values::{ConnectError, EndReason, Orientation, Reporter, TcpState, TimeQuality, Vantage};
 use weir_shipper_ebpf::{
-    EGRESS, FlowKey, FlowValue, ROLE_ADOPTED_CLIENT, ROLE_ADOPTED_SERVER, ROLE_CLIENT, ROLE_SERVER, Sock,
-    Total, VANTAGE_INTERFACE,
+    EGRESS, FlowKey, FlowValue, LinkKey, LinkValue, ROLE_ADOPTED_CLIENT, ROLE_ADOPTED_SERVER, ROLE_CLIENT,
+    ROLE_SERVER, Sock, Total, VANTAGE_INTERFACE,
 };
 
 use super::{
     clock::Clock,
     identity::{Identities, Owner},
+    link::link_record,
     merge::{Entry, Socks, is_connection, merge},
     record::{FlowRecord, NatTuple},
 };
+use crate::probe::Names;
 
 const TCP: u8 = 6;
 const FLAG_SYN: u32 = 2;
@@ -32,6 +34,7 @@ pub(crate) struct Interval {
     pub began_ns: u64,
     pub ended_ns: u64,
     pub flows: Vec<(FlowKey, FlowValue)>,
+    pub link_flows: Vec<(LinkKey, LinkValue)>,
     pub overflow: Vec<OverflowCell>,
     pub socks: Vec<(u64, Sock)>,
 }
@@ -39,6 +42,7 @@ pub(crate) struct Interval {
 /// What the flow map could not take, of one protocol class.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OverflowCell {
+    pub vantage: Vantage,
     /// Number of the class's protocol; 255 for all others.
     pub protocol: u8,
     pub ingress: Total,
@@ -68,15 +72,19 @@ impl Builder {
     }
 
     /// The records of an interval.
-    pub(crate) fn build(&mut self, interval: Interval) -> Vec<FlowRecord> {
-        let Interval { number, began_ns, ended_ns, flows, overflow, socks } = interval;
+    pub(crate) fn build(&mut self, interval: Interval, names: &Names) -> Vec<FlowRecord> {
+        let Interval { number, began_ns, ended_ns, flows, link_flows, overflow, socks } = interval;
         self.identities.begin();
         let socks: Socks = socks.into_iter().collect();
         let entries = merge(flows, &socks);
-        let mut records: Vec<FlowRecord> = Vec::with_capacity(entries.len() + overflow.len());
+        let mut records: Vec<FlowRecord> =
+            Vec::with_capacity(entries.len() + link_flows.len() + overflow.len());
         for entry in &entries {
             records.push(self.record(number, ended_ns, entry, &socks));
         }
+        records.extend(link_flows.iter().map(|(key, value)| {
+            link_record(self.boot, number, &self.clock, key, value, names.of(key.flow.cookie))
+        }));
         records.extend(overflow.iter().map(|cell| self.overflow(number, began_ns, ended_ns, cell)));
         self.adopted.retain(|cookie, _| socks.contains_key(cookie));
         records
@@ -110,7 +118,7 @@ impl Builder {
             record_seq: interval,
             opened: value.opened,
             reporter: if local_is_src { Reporter::Source } else { Reporter::Destination },
-            vantage: if key.vantage == VANTAGE_INTERFACE { Vantage::Interface } else { Vantage::Socket },
+            vantage: Vantage::Socket,
             orientation,
             time_quality: TimeQuality::Ok,
             start_ns: self.clock.unix_ns(value.first_ns),
@@ -211,17 +219,20 @@ impl Builder {
     }
 
     fn overflow(&self, interval: u64, began_ns: u64, ended_ns: u64, cell: &OverflowCell) -> FlowRecord {
-        let OverflowCell { protocol, ingress, egress } = *cell;
+        let OverflowCell { vantage, protocol, ingress, egress } = *cell;
         let mut hash = Fnv::new();
         hash.write(&[protocol]);
+        if vantage == Vantage::Interface {
+            hash.write(&[VANTAGE_INTERFACE]);
+        }
         hash.write(&interval.to_be_bytes());
         let unspecified = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         FlowRecord {
             flow_id: flow_id(self.boot, 0, hash.0),
             record_seq: interval,
             opened: u32::try_from(ingress.opened + egress.opened).unwrap_or(u32::MAX),
-            reporter: Reporter::Source,
-            vantage: Vantage::Socket,
+            reporter: if vantage == Vantage::Interface { Reporter::Transit } else { Reporter::Source },
+            vantage,
             orientation: Orientation::Overflow,
             time_quality: TimeQuality::Ok,
             start_ns: self.clock.unix_ns(began_ns),
@@ -253,7 +264,7 @@ impl Builder {
     }
 }
 
-fn address(family: u8, octets: &[u8; 16]) -> IpAddr {
+pub(super) fn address(family: u8, octets: &[u8; 16]) -> IpAddr {
     match family {
         4 => IpAddr::V4(Ipv4Addr::new(octets[12], octets[13], octets[14], octets[15])),
         6 => IpAddr::V6(Ipv6Addr::from(*octets)),
@@ -274,22 +285,25 @@ fn tcp_state(value: &FlowValue) -> Option<TcpState> {
 }
 
 fn end_reason(key: &FlowKey, value: &FlowValue, sock: Option<&Sock>, ended_ns: u64) -> Option<EndReason> {
+    // A datagram socket that was closed before the interval ended has no later record.
+    let closed = sock.map_or(0, |sock| sock.closed_ns);
+    let released = key.protocol != TCP && closed != 0 && closed < ended_ns;
+    connection_end(value.end).or(released.then_some(EndReason::Closed))
+}
+
+pub(super) fn connection_end(end: u32) -> Option<EndReason> {
     use weir_shipper_ebpf::{END_ABORTED, END_CLOSED, END_FAILED, END_RESET, END_TIMED_OUT};
-    match value.end {
+    match end {
         END_CLOSED => Some(EndReason::Closed),
         END_RESET => Some(EndReason::Reset),
         END_ABORTED => Some(EndReason::Aborted),
         END_TIMED_OUT => Some(EndReason::TimedOut),
         END_FAILED => Some(EndReason::ConnectFailed),
-        // A datagram socket that was closed before the interval ended has no later record.
-        _ => {
-            let closed = sock.map_or(0, |sock| sock.closed_ns);
-            (key.protocol != TCP && closed != 0 && closed < ended_ns).then_some(EndReason::Closed)
-        }
+        _ => None,
     }
 }
 
-fn connect_error(error: u32) -> Option<ConnectError> {
+pub(super) fn connect_error(error: u32) -> Option<ConnectError> {
     use weir_shipper_ebpf::{
         ERROR_ABORTED, ERROR_NO_NEIGHBOUR, ERROR_REFUSED, ERROR_TIMED_OUT, ERROR_UNREACHABLE,
     };
@@ -321,14 +335,14 @@ fn handshake_us(entry: &Entry, sock: &Sock) -> Option<u32> {
 }
 
 /// FNV-1a: the same in every version of every program, which a hasher of a library does not promise.
-struct Fnv(u64);
+pub(super) struct Fnv(pub(super) u64);
 
 impl Fnv {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(0xcbf2_9ce4_8422_2325)
     }
 
-    fn write(&mut self, bytes: &[u8]) {
+    pub(super) fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
@@ -359,7 +373,9 @@ mod tests {
         let identities = Identities::new(CgroupTable::new("/nonexistent".into()));
         let mut builder = Builder::new(1, Clock::new(0, 0), identities);
         let (number, began_ns, ended_ns) = (1, 0, 10);
-        builder.build(Interval { number, began_ns, ended_ns, flows, overflow: Vec::new(), socks })
+        let (link_flows, overflow) = (Vec::new(), Vec::new());
+        let interval = Interval { number, began_ns, ended_ns, flows, link_flows, overflow, socks };
+        builder.build(interval, &Names::default())
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod record;
 mod builder;
 mod clock;
 mod identity;
+mod link;
 mod merge;
 
 pub(crate) use builder::{Adopted, Builder, Interval, OverflowCell};

@@ -12,12 +12,20 @@ use std::{
 };
 
 use aya::Btf;
-use weir_schema::values::{LossReason, LossStage};
-use weir_shipper_ebpf::{CLASSES, EGRESS, INGRESS, LAYOUT, Total, VANTAGE_SOCKET, total_index};
+use weir_schema::values::{LossReason, LossStage, Vantage};
+use weir_shipper_ebpf::{
+    CLASSES, EGRESS, INGRESS, LAYOUT, Total, VANTAGE_INTERFACE, VANTAGE_SOCKET, total_index,
+};
 
 use super::{
-    CaptureError, KernelFeatures, adopt, maps::Maps, maps::check_layout, open_object, pins::Pins, programs,
-    programs::ProgramStatus, sys,
+    CaptureError, InterfaceConfig, KernelFeatures, LinkGlobals, adopt,
+    links::Links,
+    maps::{Maps, check_layout, make_room_for_links},
+    open_object,
+    pins::Pins,
+    programs,
+    programs::ProgramStatus,
+    sys,
 };
 use crate::{
     cgroup::{CgroupTable, cgroup2_root},
@@ -42,6 +50,8 @@ pub struct CaptureConfig {
     pub cgroup_entries: u32,
     /// A flow without connection that is silent for so long begins anew with its next packet.
     pub idle: Duration,
+    /// What is captured at network interfaces, beside the sockets; `None` for nothing.
+    pub interfaces: Option<InterfaceConfig>,
 }
 
 impl Default for CaptureConfig {
@@ -54,6 +64,7 @@ impl Default for CaptureConfig {
             meta_entries: 262_144,
             cgroup_entries: 16_384,
             idle: Duration::from_secs(120),
+            interfaces: None,
         }
     }
 }
@@ -78,25 +89,27 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// The count of one protocol class in one direction.
+/// The count of one protocol class in one direction at one vantage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TotalCount {
+    /// Where it was counted.
+    pub vantage: Vantage,
     /// Class of protocols: `tcp`, `udp`, `icmp`, `icmp6`, `sctp`, `other`.
     pub protocol: &'static str,
-    /// As the sockets of this node see it: `ingress` or `egress`.
+    /// As the sockets of this node see it, or the link: `ingress` or `egress`.
     pub direction: &'static str,
     /// How much.
     pub count: Count,
 }
 
-/// Independent totals of one interval at the socket vantage, every class and direction once.
+/// Independent totals of one interval: every vantage, class and direction once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals(pub Vec<TotalCount>);
 
 impl Totals {
-    /// Packets and bytes over all classes and directions.
-    pub fn sum(&self) -> Count {
-        self.0.iter().fold(Count::default(), |sum, total| Count {
+    /// Packets and bytes of a vantage over all classes and directions. Those of two vantages are never added up.
+    pub fn sum(&self, vantage: Vantage) -> Count {
+        self.0.iter().filter(|total| total.vantage == vantage).fold(Count::default(), |sum, total| Count {
             packets: sum.packets + total.count.packets,
             bytes: sum.bytes + total.count.bytes,
         })
@@ -109,6 +122,7 @@ const CLASS_NAMES: [(&str, u8); CLASSES as usize] =
 
 /// The kernel side, taken over by this process.
 pub struct Capture {
+    links: Links,
     maps: Maps,
     pins: Pins,
     builder: Builder,
@@ -140,12 +154,18 @@ impl Capture {
 
         let pins = Pins::open(&config.pin_directory)?;
         check_layout(&pins)?;
+        if config.interfaces.is_some() {
+            make_room_for_links(&pins)?;
+        }
         let features = KernelFeatures::probe();
-        let mut ebpf = open_object(&features, config, pins.directory()).map_err(CaptureError::Object)?;
+        let mut ebpf = open_object(&features, config, pins.directory(), LinkGlobals::default())
+            .map_err(CaptureError::Object)?;
         let maps = Maps::open(&pins)?;
         let btf = features.btf.then(Btf::from_sys_fs).transpose().map_err(CaptureError::Btf)?;
-        let statuses = programs::attach_all(&mut ebpf, btf.as_ref(), &pins, cgroup.as_fd(), cgroup_id);
+        let mut statuses = programs::attach_all(&mut ebpf, btf.as_ref(), &pins, cgroup.as_fd(), cgroup_id);
         programs::require(&statuses)?;
+        let (links, at_links) = Links::open(config, &features, &pins)?;
+        statuses.extend(at_links);
 
         let clock = Clock::new(sys::boot_ns(), sys::wall_ns());
         let mut identities = Identities::new(CgroupTable::new(root.clone()));
@@ -159,7 +179,7 @@ impl Capture {
         adopt_sockets(&maps, &mut builder, &root, config.cgroup.as_deref());
         let source_id = source_id(boot_id, maps.nonce()?);
         let (idle, cgroup_entries) = (config.idle, config.cgroup_entries);
-        Ok(Self { maps, pins, builder, statuses, source_id, idle, cgroup_entries })
+        Ok(Self { links, maps, pins, builder, statuses, source_id, idle, cgroup_entries })
     }
 
     /// Identifies this set of maps: interval numbers are unique within it. Other maps, another boot or another layout
@@ -183,6 +203,7 @@ impl Capture {
     pub fn read(&mut self, interval: u64) -> Result<Drained, CaptureError> {
         self.settle(interval)?;
         let flows = self.maps.flows(interval)?;
+        let link_flows = self.maps.link_flows(interval)?;
         let (totals, overflow) = self.totals(interval)?;
         // Sockets after flows: every flow's socket is there.
         let socks = self.maps.socks()?;
@@ -191,8 +212,9 @@ impl Capture {
             tracing::warn!(step_ms = step / 1_000_000, "the wall clock was stepped");
         }
         let (began_ns, ended_ns) = (self.maps.began(interval)?, self.maps.began(interval + 1)?);
-        let records =
-            self.builder.build(Interval { number: interval, began_ns, ended_ns, flows, overflow, socks });
+        let number = interval;
+        let read = Interval { number, began_ns, ended_ns, flows, link_flows, overflow, socks };
+        let records = self.builder.build(read, &self.links.names());
         let losses = self.losses(began_ns, ended_ns)?;
         Ok(Drained { records, losses, totals })
     }
@@ -205,9 +227,13 @@ impl Capture {
     pub fn release(&mut self, interval: u64) -> Result<(), CaptureError> {
         self.settle(interval)?;
         self.maps.clear(interval)?;
-        self.maps.prune(self.maps.began(interval)?, self.maps.began(interval + 1)?, self.idle)?;
+        let (before, began) = (self.maps.began(interval)?, self.maps.began(interval + 1)?);
+        self.maps.prune(before, began, self.idle)?;
+        self.maps.prune_links(before, began, self.idle)?;
         self.maps.reported()?;
-        self.maps.begin(interval + 2)
+        self.maps.begin(interval + 2)?;
+        self.links.released();
+        Ok(())
     }
 
     /// Ends the counting: when this returns, no program writes to any map any more. What was counted is still there;
@@ -217,6 +243,7 @@ impl Capture {
     /// When a program cannot be taken off its place. It may be repeated.
     pub fn detach(&self) -> Result<(), CaptureError> {
         programs::detach_all(&self.pins)?;
+        self.links.detach()?;
         sys::wait_for_programs().map_err(CaptureError::Membarrier)
     }
 
@@ -225,8 +252,8 @@ impl Capture {
     /// # Errors
     /// When a pin cannot be removed.
     pub fn unload(self) -> Result<usize, CaptureError> {
-        let Self { maps, pins, .. } = self;
-        drop(maps);
+        let Self { links, maps, pins, .. } = self;
+        drop((links, maps));
         pins.remove()
     }
 
@@ -271,18 +298,22 @@ impl Capture {
     }
 
     fn totals(&self, interval: u64) -> Result<(Totals, Vec<OverflowCell>), CaptureError> {
-        let mut totals = Vec::with_capacity(CLASS_NAMES.len() * 2);
+        let mut totals = Vec::with_capacity(CLASS_NAMES.len() * 4);
         let mut overflow = Vec::new();
-        for (class, (name, protocol)) in (0_u32..).zip(CLASS_NAMES) {
-            let cell = |direction| total_index(interval, VANTAGE_SOCKET, class, direction);
+        let vantages = [(Vantage::Socket, VANTAGE_SOCKET), (Vantage::Interface, VANTAGE_INTERFACE)];
+        let classes = (0_u32..).zip(CLASS_NAMES);
+        let cells =
+            vantages.into_iter().flat_map(|vantage| classes.clone().map(move |class| (vantage, class)));
+        for ((vantage, number), (class, (name, protocol))) in cells {
+            let cell = |direction| total_index(interval, number, class, direction);
             for (direction, direction_name) in [(INGRESS, "ingress"), (EGRESS, "egress")] {
                 let Total { packets, bytes, .. } = self.maps.total(cell(direction))?;
                 let count = Count { packets, bytes };
-                totals.push(TotalCount { protocol: name, direction: direction_name, count });
+                totals.push(TotalCount { vantage, protocol: name, direction: direction_name, count });
             }
             let (ingress, egress) = (self.maps.overflow(cell(INGRESS))?, self.maps.overflow(cell(EGRESS))?);
             if ingress != Total::default() || egress != Total::default() {
-                overflow.push(OverflowCell { protocol, ingress, egress });
+                overflow.push(OverflowCell { vantage, protocol, ingress, egress });
             }
         }
         Ok((Totals(totals), overflow))

@@ -13,8 +13,8 @@ use aya::{
 };
 use weir_shipper_ebpf::{
     COUNTER_CGROUPS_FULL, COUNTER_META_FULL, COUNTER_NAMES, COUNTER_REPORTED, COUNTER_SEEN,
-    COUNTER_SOCKS_FULL, CgroupPath, FlowKey, FlowValue, INTERVAL_BEGAN, INTERVAL_NONCE, INTERVAL_NOW, Meta,
-    Sock, TOTAL_ENTRIES, Total,
+    COUNTER_SOCKS_FULL, CgroupPath, FlowKey, FlowValue, INTERVAL_BEGAN, INTERVAL_NONCE, INTERVAL_NOW,
+    LinkKey, LinkMeta, LinkValue, Meta, SEEN_END, SEEN_SYN_ACK, Sock, TOTAL_ENTRIES, Total,
 };
 
 use super::{CaptureError, pins::Pins, sys};
@@ -22,10 +22,16 @@ use super::{CaptureError, pins::Pins, sys};
 /// Counters of what maps could not take. Not of `FLOWS`: the overflow records have that.
 const REFUSALS: [u32; 3] = [COUNTER_SOCKS_FULL, COUNTER_META_FULL, COUNTER_CGROUPS_FULL];
 
+/// A connection that was made and not ended is remembered for so many times the idle time.
+const CONNECTION_IDLE: u32 = 30;
+
 /// Name, type, key size and value size of every map that the shipper touches.
 const MAPS: &[(&str, MapType, u32, u32)] = &[
     ("FLOWS_A", MapType::Hash, size_of::<FlowKey>() as u32, size_of::<FlowValue>() as u32),
     ("FLOWS_B", MapType::Hash, size_of::<FlowKey>() as u32, size_of::<FlowValue>() as u32),
+    ("LINK_FLOWS_A", MapType::Hash, size_of::<LinkKey>() as u32, size_of::<LinkValue>() as u32),
+    ("LINK_FLOWS_B", MapType::Hash, size_of::<LinkKey>() as u32, size_of::<LinkValue>() as u32),
+    ("LINK_META", MapType::Hash, size_of::<LinkKey>() as u32, size_of::<LinkMeta>() as u32),
     ("INTERVAL", MapType::Array, 4, 8),
     ("TOTALS", MapType::PerCpuArray, 4, size_of::<Total>() as u32),
     ("OVERFLOW", MapType::PerCpuArray, 4, size_of::<Total>() as u32),
@@ -60,6 +66,18 @@ pub(crate) fn check_layout(pins: &Pins) -> Result<(), CaptureError> {
     Ok(())
 }
 
+/// Removes the interface vantage's maps where they were made without room, because nobody asked for it then: nothing
+/// has written to them.
+pub(crate) fn make_room_for_links(pins: &Pins) -> Result<(), CaptureError> {
+    for name in ["LINK_FLOWS_A", "LINK_FLOWS_B", "LINK_META"] {
+        let path = pins.map(name);
+        if MapInfo::from_pin(&path).is_ok_and(|info| info.max_entries() == 1) {
+            std::fs::remove_file(&path).map_err(CaptureError::file("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
 /// What was touched before this time is idle. An interval touches once, with the first packet: of what was touched
 /// within it, nobody knows how long it went on.
 fn idle_before(before: u64, began: u64, idle: Duration) -> u64 {
@@ -70,6 +88,8 @@ fn idle_before(before: u64, began: u64, idle: Duration) -> u64 {
 #[derive(Debug)]
 pub(crate) struct Maps {
     flows: [OwnedFd; 2],
+    link_flows: [OwnedFd; 2],
+    link_meta: OwnedFd,
     interval: OwnedFd,
     totals: OwnedFd,
     overflow: OwnedFd,
@@ -87,6 +107,8 @@ impl Maps {
             |name: &'static str| sys::obj_get(&pins.map(name)).map_err(CaptureError::map("open", name));
         let maps = Self {
             flows: [open("FLOWS_A")?, open("FLOWS_B")?],
+            link_flows: [open("LINK_FLOWS_A")?, open("LINK_FLOWS_B")?],
+            link_meta: open("LINK_META")?,
             interval: open("INTERVAL")?,
             totals: open("TOTALS")?,
             overflow: open("OVERFLOW")?,
@@ -134,10 +156,18 @@ impl Maps {
         sys::read_all(&self.flows[(interval & 1) as usize]).map_err(CaptureError::map("read", "FLOWS"))
     }
 
+    /// As [`Maps::flows`], of the interface vantage.
+    pub(crate) fn link_flows(&self, interval: u64) -> Result<Vec<(LinkKey, LinkValue)>, CaptureError> {
+        sys::read_all(&self.link_flows[(interval & 1) as usize])
+            .map_err(CaptureError::map("read", "LINK_FLOWS"))
+    }
+
     /// Empties the flows, totals and overflow of an interval, which must be frozen.
     pub(crate) fn clear(&self, interval: u64) -> Result<u64, CaptureError> {
         let deleted = sys::delete_all::<FlowKey, FlowValue>(&self.flows[(interval & 1) as usize])
             .map_err(CaptureError::map("empty", "FLOWS"))?;
+        sys::delete_all::<LinkKey, LinkValue>(&self.link_flows[(interval & 1) as usize])
+            .map_err(CaptureError::map("empty", "LINK_FLOWS"))?;
         let half = TOTAL_ENTRIES / 2;
         let first = (interval & 1) as u32 * half;
         for index in first..first + half {
@@ -194,6 +224,23 @@ impl Maps {
         for (key, meta) in metas {
             if meta.touched_ns < idle || (meta.touched_ns < began && gone.contains(&key.cookie)) {
                 sys::delete(self.meta.as_fd(), &key).map_err(CaptureError::map("prune", "META"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes flows of the interface vantage that have ended before `began`, or of which nobody has heard for `idle`;
+    /// of a TCP connection that was made, for much longer: it may say nothing for long and is still the same.
+    pub(crate) fn prune_links(&self, before: u64, began: u64, idle: Duration) -> Result<(), CaptureError> {
+        let silent = idle_before(before, began, idle.saturating_mul(CONNECTION_IDLE));
+        let idle = idle_before(before, began, idle);
+        let metas: Vec<(LinkKey, LinkMeta)> =
+            sys::read_all(&self.link_meta).map_err(CaptureError::map("read", "LINK_META"))?;
+        for (key, LinkMeta { touched_ns, seen, .. }) in metas {
+            let ended = seen & SEEN_END != 0 && touched_ns < began;
+            let until = if seen & SEEN_SYN_ACK != 0 { silent } else { idle };
+            if ended || touched_ns < until {
+                sys::delete(self.link_meta.as_fd(), &key).map_err(CaptureError::map("prune", "LINK_META"))?;
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ mod capture;
 mod diag;
 mod error;
 mod kernel;
+mod links;
 mod maps;
 mod pins;
 mod programs;
@@ -16,9 +17,11 @@ mod sys;
 
 pub use capture::{Capture, CaptureConfig, Count, Drained, TotalCount, Totals};
 pub use error::CaptureError;
+pub use links::{BadPattern, InterfaceConfig, LinkPattern, SELF};
 pub use programs::ProgramStatus;
 
 pub(crate) use kernel::KernelFeatures;
+pub(crate) use links::{Names, load as load_links, tcx};
 pub(crate) use pins::{Pins, directory as pins_directory, on_bpffs, remove as remove_pins};
 pub(crate) use programs::load_all;
 pub(crate) use sys::wait_for_programs;
@@ -31,12 +34,27 @@ static PLAIN_OBJECT: &[u8] =
 
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
+/// What the programs at a link are told of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LinkGlobals {
+    /// Number of its network namespace.
+    pub namespace: u32,
+    /// Packets begin with an Ethernet header.
+    pub ethernet: bool,
+}
+
 /// Opens the object for this kernel; its maps are pinned in `pins`, or taken from there.
 pub(crate) fn open_object(
     features: &KernelFeatures,
     config: &CaptureConfig,
     pins: &std::path::Path,
+    link: LinkGlobals,
 ) -> Result<Ebpf, EbpfError> {
+    // Without interfaces their maps are there, with room for nothing.
+    let none = InterfaceConfig { flow_entries: 1, meta_entries: 1, ..InterfaceConfig::default() };
+    let interfaces = config.interfaces.as_ref().unwrap_or(&none);
+    let [first, second] = interfaces.vxlan_ports.map(u32::from);
+    let (vxlan, geneve) = (first | second << 16, u32::from(interfaces.geneve_port));
     let flag = |value: bool| u32::from(value);
     let (netns, current) = (flag(features.sockops_netns), flag(features.sockops_current));
     let offsets = features.cgroup_offsets.unwrap_or(kernel::CgroupOffsets {
@@ -59,6 +77,13 @@ pub(crate) fn open_object(
         .override_global("OFF_SK_STATE", &packet.sk_state, true)
         .override_global("OFF_SK_ERR", &features.sk_err.unwrap_or(0), true)
         .override_global("OFF_SOCKET_SK", &features.socket_sk.unwrap_or(0), true)
+        .override_global("LINK_NAMESPACE", &link.namespace, true)
+        .override_global("LINK_ETHERNET", &flag(link.ethernet), true)
+        .override_global("VXLAN_PORTS", &vxlan, true)
+        .override_global("GENEVE_PORT", &geneve, true)
+        .map_max_entries("LINK_FLOWS_A", interfaces.flow_entries)
+        .map_max_entries("LINK_FLOWS_B", interfaces.flow_entries)
+        .map_max_entries("LINK_META", interfaces.meta_entries)
         .map_max_entries("FLOWS_A", config.flow_entries)
         .map_max_entries("FLOWS_B", config.flow_entries)
         .map_max_entries("SOCKS", config.socket_entries)

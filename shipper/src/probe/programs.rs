@@ -353,7 +353,7 @@ fn attach_function(program: BorrowedFd<'_>, pin: &Path) -> Result<(), String> {
 }
 
 /// An error with its causes in one line; of the verifier's log the last lines, which say why.
-fn words(error: &dyn std::error::Error) -> String {
+pub(crate) fn words(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -116,6 +116,27 @@ pub(crate) fn link_create(
     bpf(LINK_CREATE, &mut LinkCreate { program, target, attach_type, flags: 0 }).map(owned)
 }
 
+/// A hook of a network interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tcx {
+    /// What arrives.
+    Ingress,
+    /// What leaves.
+    Egress,
+}
+
+/// Attaches a program to an interface of this thread's namespace (TCX, kernel 6.6). On the way in before the others,
+/// since what they drop has arrived; on the way out after them, since what they drop never leaves.
+pub(crate) fn link_create_tcx(program: BorrowedFd<'_>, index: u32, hook: Tcx) -> io::Result<OwnedFd> {
+    const BEFORE: u32 = 1 << 3;
+    let (attach_type, flags) = match hook {
+        Tcx::Ingress => (46, BEFORE),
+        Tcx::Egress => (47, 0),
+    };
+    let program = program.as_raw_fd() as u32;
+    bpf(LINK_CREATE, &mut LinkCreate { program, target: index, attach_type, flags }).map(owned)
+}
+
 #[repr(C)]
 struct LinkUpdate {
     link: u32,
@@ -155,7 +176,7 @@ struct Info {
     info: u64,
 }
 
-/// `struct bpf_link_info` of a cgroup link.
+/// `struct bpf_link_info` of a cgroup link or, with the index in the lower half of `place`, of a TCX link.
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {
@@ -163,13 +184,25 @@ struct LinkInfo {
     id: u32,
     program: u32,
     reserved: u32,
-    cgroup: u64,
+    place: u64,
     attach_type: u32,
     tail: u32,
 }
 
 /// The id of the cgroup that a link is attached to; 0 when that is gone.
 pub(crate) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    link_info(link).map(|info| info.place)
+}
+
+/// The index of the interface that a TCX link is attached to; 0 when that is gone. An error for anything else.
+pub(crate) fn link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
+    /// `BPF_LINK_TYPE_TCX`; a program's information begins with another number.
+    const TCX: u32 = 11;
+    let info = link_info(link)?;
+    if info.kind == TCX { Ok(info.place as u32) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}
+
+fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = LinkInfo::default();
     let mut attributes = Info {
         fd: link.as_raw_fd() as u32,
@@ -177,7 +210,7 @@ pub(crate) fn link_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
         info: std::ptr::from_mut(&mut info) as u64,
     };
     bpf(OBJ_GET_INFO, &mut attributes)?;
-    Ok(info.cgroup)
+    Ok(info)
 }
 
 #[repr(C)]

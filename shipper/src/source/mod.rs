@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use weir_common::admin::Health;
 use weir_common::clock::now_ns;
 use weir_common::crash;
-use weir_schema::values::{LossReason, LossStage};
+use weir_schema::values::{LossReason, LossStage, Vantage};
 
 use generator::Due;
 pub use generator::{Generator, GeneratorError, GeneratorOptions, Shape};
@@ -54,8 +54,8 @@ pub enum Source {
 struct Read {
     flows: Vec<FlowRecord>,
     losses: Vec<LossRecord>,
-    packets: u64,
-    bytes: u64,
+    /// Packets and bytes by vantage.
+    counts: Vec<(Vantage, u64, u64)>,
 }
 
 /// Why the loop ended. What was not stored is still with the source.
@@ -109,15 +109,15 @@ impl Source {
         match self {
             Self::Capture(capture) => {
                 let drained = capture.read(interval)?;
-                let sum = drained.totals.sum();
-                let (flows, losses) = (drained.records, drained.losses);
-                Ok(Read { flows, losses, packets: sum.packets, bytes: sum.bytes })
+                let sums = Vantage::ALL.iter().map(|vantage| (*vantage, drained.totals.sum(*vantage)));
+                let counts = sums.map(|(vantage, sum)| (vantage, sum.packets, sum.bytes)).collect();
+                Ok(Read { flows: drained.records, losses: drained.losses, counts })
             }
             Self::Generator(generator) => {
                 let flows = generator.read(interval);
                 let packets = flows.iter().map(|flow| flow.src_packets + flow.dst_packets).sum();
                 let bytes = flows.iter().map(|flow| flow.src_bytes.saturating_add(flow.dst_bytes)).sum();
-                Ok(Read { flows, losses: Vec::new(), packets, bytes })
+                Ok(Read { flows, losses: Vec::new(), counts: vec![(Vantage::Socket, packets, bytes)] })
             }
             Self::Replay(replay) => {
                 let flows = replay.read()?;
@@ -303,8 +303,9 @@ impl Drain {
         }
         self.metrics.intervals.inc();
         self.metrics.captured_events.inc_by(batches.iter().map(|batch| u64::from(batch.events)).sum());
-        self.metrics.captured_packets.inc_by(read.packets);
-        self.metrics.captured_bytes.inc_by(read.bytes);
+        for (vantage, packets, bytes) in read.counts {
+            self.metrics.captured(vantage, packets, bytes);
+        }
         Ok(Wait::Over)
     }
 

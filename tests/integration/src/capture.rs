@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use weir_schema::values::{Orientation, Reporter};
+use weir_schema::values::{Orientation, Reporter, Vantage};
 use weir_shipper::{
     check,
     flow::{FlowRecord, LossRecord},
-    probe::{Capture, CaptureConfig, ProgramStatus},
+    probe::{Capture, CaptureConfig, InterfaceConfig, LinkPattern, ProgramStatus},
 };
 
-use crate::net::{Bytes, Cgroup, unique};
+use crate::net::{Bytes, Cgroup, Namespace, unique};
 
 /// A capture of one part of the cgroup tree, with pins of its own; everything goes when it is dropped.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct TestCapture {
     pub records: Vec<FlowRecord>,
     /// Every loss drained so far.
     pub losses: Vec<LossRecord>,
-    /// Sum of the independent totals so far.
+    /// Sum of the independent totals of the socket vantage so far.
     pub total: Bytes,
 }
 
@@ -62,6 +62,28 @@ impl TestCapture {
         self.capture.as_ref().expect("the capture is open").programs()
     }
 
+    /// Captures the sockets below `cgroup`, and the links of a namespace whose names begin as tests' devices do.
+    pub fn of_links(cgroup: &Cgroup, namespaces: &[&Namespace]) -> Self {
+        Self::with(cgroup, |config| {
+            config.interfaces = Some(InterfaceConfig {
+                links: vec![LinkPattern::Name("w*".to_owned())],
+                namespaces: namespaces.iter().map(|namespace| namespace.path()).collect(),
+                flow_entries: 16_384,
+                meta_entries: 16_384,
+                ..InterfaceConfig::default()
+            });
+        })
+    }
+
+    /// The records of one interface of a namespace; of all protocols, without the overflow.
+    pub fn link(&self, namespace: &Namespace, device: &str) -> impl Iterator<Item = &FlowRecord> {
+        let name = format!("{}/{device}", namespace.name());
+        self.records.iter().filter(move |record| {
+            record.orientation != Orientation::Overflow
+                && record.link.as_ref().is_some_and(|link| *link.interface == *name)
+        })
+    }
+
     /// How this capture was opened.
     pub fn config(&self) -> &CaptureConfig {
         &self.config
@@ -78,6 +100,12 @@ impl TestCapture {
         self.capture = Some(Capture::open(&self.config).expect("reopen capture"));
     }
 
+    /// As [`TestCapture::reopen`], with another configuration.
+    pub fn reopen_with(&mut self, change: impl FnOnce(&mut CaptureConfig)) {
+        change(&mut self.config);
+        self.reopen();
+    }
+
     /// Ends the counting.
     pub fn detach(&mut self) {
         self.capture.as_mut().expect("the capture is open").detach().expect("detach");
@@ -88,15 +116,19 @@ impl TestCapture {
         let capture = self.capture.as_mut().expect("the capture is open");
         let interval = capture.frozen().expect("read interval").expect("intervals begin at 1");
         let drained = capture.read(interval).expect("read interval");
-        let sum = drained.totals.sum();
-        self.total.packets += sum.packets;
-        self.total.bytes += sum.bytes;
-        let of_records = sum_of(drained.records.iter());
-        assert_eq!(
-            (of_records.packets, of_records.bytes),
-            (sum.packets, sum.bytes),
-            "records equal the independent totals in every interval"
-        );
+        for vantage in Vantage::ALL {
+            let sum = drained.totals.sum(*vantage);
+            let of_records = sum_of(drained.records.iter().filter(|record| record.vantage == *vantage));
+            assert_eq!(
+                (of_records.packets, of_records.bytes),
+                (sum.packets, sum.bytes),
+                "{vantage}: records equal the independent totals in every interval"
+            );
+            if *vantage == Vantage::Socket {
+                self.total.packets += sum.packets;
+                self.total.bytes += sum.bytes;
+            }
+        }
         self.records.extend(drained.records);
         self.losses.extend(drained.losses);
         capture.release(interval).expect("release interval");

@@ -94,7 +94,11 @@ pub struct Namespace {
 impl Namespace {
     /// A new one, with loopback up and room for many short connections.
     pub fn new() -> Self {
-        let name = unique();
+        Self::named(unique())
+    }
+
+    /// As [`Namespace::new`], with a name that [`unique`] gave before.
+    pub fn named(name: String) -> Self {
         run(&format!("ip netns add {name}"));
         let namespace = Self { name };
         namespace.ip("link set lo up");
@@ -107,6 +111,11 @@ impl Namespace {
     /// Its name, as `ip netns` has it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where `ip netns` has put it.
+    pub fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
     }
 
     /// `ip -n <this> …`

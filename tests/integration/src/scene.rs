@@ -20,14 +20,25 @@ pub struct Scene {
     /// The server's.
     pub server_pod: Arc<Cgroup>,
     /// Between the two, if anything is.
-    _router: Option<Namespace>,
+    pub router: Option<Router>,
     /// Above both pods: what is to be captured. Goes after everything in it.
     pub pods: Cgroup,
 }
 
+/// What lies between two pods.
+#[derive(Debug)]
+pub struct Router {
+    /// Its namespace.
+    pub host: Namespace,
+    /// Its device on the client's side.
+    pub inside: String,
+    /// Its device on the server's side.
+    pub outside: String,
+}
+
 impl Scene {
     /// The hosts' first packets are counted from here on.
-    fn new(client: Arc<Namespace>, server: Arc<Namespace>, router: Option<Namespace>) -> Self {
+    fn new(client: Arc<Namespace>, server: Arc<Namespace>, router: Option<Router>) -> Self {
         let pods = Cgroup::new();
         let client_pod = Arc::new(pods.child("client"));
         let one_pod = Arc::ptr_eq(&client, &server);
@@ -36,7 +47,7 @@ impl Scene {
         if !one_pod {
             server.count();
         }
-        Self { client, server, client_pod, server_pod, _router: router, pods }
+        Self { client, server, client_pod, server_pod, router, pods }
     }
 
     /// 10.9.0.1 and fd09::1 on one link with 10.9.0.2 and fd09::2, segmentation on or off.
@@ -62,6 +73,61 @@ impl Scene {
         )
     }
 
+    /// 10.9.1.1 and 10.9.2.2 (fd09:1::1 and fd09:2::2) with a router between them that changes nothing.
+    pub fn forwarded() -> Self {
+        let scene = Self::routed("");
+        let Some(Router { host, inside, outside }) = &scene.router else { unreachable!("it is routed") };
+        for (host, device, address) in [
+            (&*scene.client, scene.device(&scene.client), "fd09:1::1/64"),
+            (host, inside.clone(), "fd09:1::fe/64"),
+            (host, outside.clone(), "fd09:2::fe/64"),
+            (&*scene.server, scene.device(&scene.server), "fd09:2::2/64"),
+        ] {
+            host.ip(&format!("addr add {address} dev {device} nodad"));
+        }
+        scene.client.ip("-6 route add default via fd09:1::fe");
+        scene.server.ip("-6 route add default via fd09:2::fe");
+        scene
+    }
+
+    /// 10.9.0.1 and 10.9.0.2 on the two ports of a bridge.
+    pub fn bridged() -> Self {
+        let (client, bridge, server) = (Namespace::new(), Namespace::new(), Namespace::new());
+        let (a, inside) = veth(&client, &["10.9.0.1/24"], &bridge, &[]);
+        let (outside, b) = veth(&bridge, &[], &server, &["10.9.0.2/24"]);
+        bridge.ip("link add br0 type bridge");
+        bridge.ip("link set br0 up");
+        for (host, device) in [(&client, &a), (&bridge, &inside), (&bridge, &outside), (&server, &b)] {
+            offloads_off(host, device);
+        }
+        for port in [&inside, &outside] {
+            bridge.ip(&format!("link set {port} master br0"));
+        }
+        Self::new(Arc::new(client), Arc::new(server), Some(Router { host: bridge, inside, outside }))
+    }
+
+    /// 10.8.0.1 and 10.8.0.2 in a VXLAN (VNI 7) between the ends of [`Scene::forwarded`].
+    pub fn forwarded_in_vxlan() -> Self {
+        let scene = Self::forwarded();
+        for (host, peer, inner) in
+            [(&scene.client, "10.9.2.2", "10.8.0.1/24"), (&scene.server, "10.9.1.1", "10.8.0.2/24")]
+        {
+            let device = scene.device(host);
+            host.ip(&format!("link add vx type vxlan id 7 remote {peer} dstport 4789 dev {device}"));
+            host.ip(&format!("addr add {inner} dev vx"));
+            host.ip("link set vx up");
+            offloads_off(host, "vx");
+        }
+        scene
+    }
+
+    /// The one veth device of a host.
+    pub fn device(&self, host: &Namespace) -> String {
+        let output = host.exec("ls /sys/class/net");
+        let names = String::from_utf8_lossy(&output.stdout).into_owned();
+        names.split_whitespace().find(|name| name.starts_with('w')).expect("the host has a veth").to_owned()
+    }
+
     fn routed(nat: &str) -> Self {
         let (client, router, server) = (Namespace::new(), Namespace::new(), Namespace::new());
         let (a, inside) = veth(&client, &["10.9.1.1/24"], &router, &["10.9.1.254/24"]);
@@ -71,8 +137,8 @@ impl Scene {
         }
         client.ip("route add default via 10.9.1.254");
         server.ip("route add default via 10.9.2.1");
-        router.nft(&format!("table ip nat {{\n{}\n}}\n", nat.replace("outside", &outside)));
-        Self::new(Arc::new(client), Arc::new(server), Some(router))
+        router.nft(&format!("table ip nat {{\n{}\n}}\n", nat.replace("outside", &format!("\"{outside}\""))));
+        Self::new(Arc::new(client), Arc::new(server), Some(Router { host: router, inside, outside }))
     }
 
     /// As [`Scene::linked`]; the client's own host translates 10.96.0.1:443 to 10.9.0.2:80.

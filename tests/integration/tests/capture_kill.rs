@@ -1,22 +1,18 @@
 //! Each byte is counted once, whatever dies: the process that drains is killed at named points and at random, and the
 //! kernel programs are replaced under traffic. What was logged equals what nftables counted.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::time::Duration;
 
 use weir_integration_tests::{
     capture::{TRAFFIC_MAX, TestCapture, opened_of, sent_of},
-    net::{Bytes, Cgroup, kernel_tests_possible, unique, wait_for},
+    drainer::Drainer,
+    net::{Cgroup, kernel_tests_possible, wait_for},
     scale::scale,
     scene::Scene,
     traffic::Traffic,
 };
 use weir_schema::values::Reporter;
-use weir_shipper::{check, probe::CaptureConfig};
+use weir_shipper::check;
 
 const TRAFFIC: &str = env!("CARGO_BIN_EXE_traffic");
 const DRAIN: &str = env!("CARGO_BIN_EXE_drain");
@@ -27,72 +23,13 @@ fn traffic(scene: &Scene, count: u64) -> (Traffic, Traffic) {
     (server, scene.connect(TRAFFIC, &line))
 }
 
-/// The log of a draining process, and its pins; removed when dropped.
-struct Drainer {
-    cgroup: PathBuf,
-    pins: PathBuf,
-    log: tempfile::TempPath,
-}
-
-impl Drainer {
-    fn new(pods: &Cgroup) -> Self {
-        let log = tempfile::NamedTempFile::new().expect("make a log").into_temp_path();
-        let pins = PathBuf::from(format!("/sys/fs/bpf/weir-test-{}", unique()));
-        Self { cgroup: pods.path().to_owned(), pins, log }
-    }
-
-    fn start(&self, rest: &[&str]) -> Child {
-        Command::new(DRAIN)
-            .args([&self.cgroup, &self.pins])
-            .arg(&self.log)
-            .args(rest)
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("start drain")
-    }
-
-    fn lines(&self) -> usize {
-        fs::read_to_string(&self.log).unwrap_or_default().lines().count()
-    }
-
-    /// Sums the log; every interval may stand in it once.
-    fn sum(&self) -> (u64, Bytes, Bytes) {
-        let text = fs::read_to_string(&self.log).expect("read the log");
-        let (mut opened, mut up, mut down) = (0, Bytes::default(), Bytes::default());
-        let mut before = None;
-        for line in text.lines() {
-            let mut numbers = line.split(' ').map(|word| word.parse::<u128>().expect("a number"));
-            let mut next = || numbers.next().expect("seven numbers");
-            let interval = (next(), next());
-            assert!(before < Some(interval), "interval {interval:?} after {before:?}");
-            before = Some(interval);
-            let mut next = || next() as u64;
-            opened += next();
-            up.packets += next();
-            up.bytes += next();
-            down.packets += next();
-            down.bytes += next();
-        }
-        (opened, up, down)
-    }
-}
-
-impl Drop for Drainer {
-    fn drop(&mut self) {
-        let config = CaptureConfig { pin_directory: self.pins.clone(), ..CaptureConfig::default() };
-        if let Err(error) = check::unload(&config) {
-            eprintln!("unload {}: {error}", self.pins.display());
-        }
-    }
-}
-
 #[test]
 fn killed_at_every_point_and_at_random() {
     if !kernel_tests_possible() {
         return;
     }
     let scene = Scene::linked(false);
-    let drainer = Drainer::new(&scene.pods);
+    let drainer = Drainer::new(DRAIN, &scene.pods, None);
     // The programs must be there before the traffic is; they stay when their loader dies.
     let mut first = drainer.start(&["final"]);
     assert!(first.wait().expect("wait for drain").success());

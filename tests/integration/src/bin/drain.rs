@@ -4,7 +4,8 @@
 //!   drain CGROUP PINS LOG final      until everything counted so far is in the log
 //!   drain CGROUP PINS LOG die POINT  until the third time at POINT: `read`, `append` or `release`
 //!
-//! A line: source id, interval, connections opened and (packets, bytes) sent and answered, by the source's report.
+//! A line: source id, interval, connections opened and (packets, bytes) sent and answered, by the source's report; with
+//! DRAIN_LINK=<namespace's path>,<device> in the environment, by the records of that link.
 
 use std::{
     env,
@@ -15,8 +16,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use weir_integration_tests::capture::{opened_of, sent_of};
-use weir_schema::values::Reporter;
-use weir_shipper::probe::{Capture, CaptureConfig};
+use weir_schema::values::{Reporter, Vantage};
+use weir_shipper::probe::{Capture, CaptureConfig, InterfaceConfig, LinkPattern};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -30,8 +31,20 @@ fn main() -> Result<()> {
         _ => bail!("unknown arguments {rest:?}"),
     };
     let (mut file, mut last) = open_log(log)?;
-    let config =
-        CaptureConfig { cgroup: Some(cgroup.into()), pin_directory: pins.into(), ..CaptureConfig::default() };
+    let link = env::var("DRAIN_LINK").unwrap_or_default();
+    let link = link.split_once(',');
+    let interfaces = link.map(|(namespace, device)| InterfaceConfig {
+        links: vec![LinkPattern::Name(device.to_owned())],
+        namespaces: vec![namespace.to_owned()],
+        ..InterfaceConfig::default()
+    });
+    let vantage = if interfaces.is_some() { Vantage::Interface } else { Vantage::Socket };
+    let config = CaptureConfig {
+        cgroup: Some(cgroup.into()),
+        pin_directory: pins.into(),
+        interfaces,
+        ..CaptureConfig::default()
+    };
     let mut capture = Capture::open(&config)?;
     let source = u128::from_be_bytes(capture.source_id());
     println!("ready");
@@ -45,8 +58,12 @@ fn main() -> Result<()> {
         if last != Some((source, interval)) {
             let drained = capture.read(interval)?;
             die_at("read");
-            let side = || drained.records.iter().filter(|record| record.reporter == Reporter::Source);
-            let ((up, down), opened) = (sent_of(6, side()), opened_of(side()));
+            let side = || {
+                let records = drained.records.iter().filter(|record| record.vantage == vantage);
+                records.filter(|record| record.reporter != Reporter::Destination)
+            };
+            let ((up, down), opened) =
+                (sent_of(6, side()), opened_of(side().filter(|record| record.protocol == 6)));
             let (up, down) = ((up.packets, up.bytes), (down.packets, down.bytes));
             writeln!(file, "{source} {interval} {opened} {} {} {} {}", up.0, up.1, down.0, down.1)?;
             file.sync_data()?;

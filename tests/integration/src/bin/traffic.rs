@@ -5,6 +5,7 @@
 //!   traffic abandon-tcp ADDRESS COUNT            COUNT connections that the client closes first
 //!   traffic hold-tcp ADDRESS UP                  connect, print `connected`, and send UP bytes per line of input
 //!   traffic try-tcp ADDRESS MILLISECONDS         connect, give up after that time (0: never), print the error
+//!   traffic scan-tcp HOST FIRST COUNT            try COUNT ports from FIRST on; print how many are closed
 //!   traffic reset-tcp ADDRESS                    connect, and reset the connection
 //!   traffic send-odd ADDRESS4 ADDRESS6           packets that few programs send; a line for each: protocol, bytes, what
 //!   traffic serve-udp ADDRESS                    receive, and echo one byte per datagram
@@ -15,7 +16,7 @@
 use std::{
     env,
     io::{self, BufRead, Read, Write},
-    net::{Shutdown, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Shutdown, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     process::exit,
     thread,
@@ -37,6 +38,7 @@ fn main() -> Result<()> {
         ["abandon-tcp", address, count] => abandon_tcp(address, count.parse()?),
         ["hold-tcp", address, up] => hold_tcp(address, up.parse()?),
         ["try-tcp", address, milliseconds] => try_tcp(address, milliseconds.parse()?),
+        ["scan-tcp", host, first, count] => scan_tcp(host.parse()?, first.parse()?, count.parse()?),
         ["reset-tcp", address] => reset_tcp(address),
         ["send-odd", ipv4, ipv6] => odd::send(ipv4.parse()?, ipv6.parse()?),
         ["serve-udp", address] => serve_udp(address),
@@ -174,6 +176,16 @@ fn reset_tcp(address: &str) -> Result<()> {
         )
     };
     ensure!(result == 0, "set SO_LINGER: {}", io::Error::last_os_error());
+    Ok(())
+}
+
+/// A port is closed when the connection is refused.
+fn scan_tcp(host: IpAddr, first: u16, count: u16) -> Result<()> {
+    let closed = (first..first + count).filter(|port| {
+        let tried = TcpStream::connect_timeout(&(host, *port).into(), Duration::from_secs(10));
+        tried.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    });
+    println!("{}", closed.count());
     Ok(())
 }
 
