@@ -24,6 +24,7 @@ const UDP: u8 = 17;
 const LACKS: &[((u32, u32), &[&str])] = &[
     ((6, 16), &["current process in sock_ops"]),
     ((6, 11), &["program free"]),
+    ((6, 6), &["pinned links at interfaces (TCX)"]),
     ((5, 15), &["network namespace in sock_ops"]),
     ((5, 12), &["program send", "program recv", "program state"]),
 ];
