@@ -6,7 +6,7 @@
 use std::{cmp::Ordering, net::IpAddr, sync::Arc};
 
 use weir_common::id::flow_id;
-use weir_schema::values::{Orientation, Reporter, TunnelType, Vantage};
+use weir_schema::values::{Orientation, Reporter, TimeQuality, TunnelType, Vantage};
 use weir_shipper_ebpf::{
     EGRESS, LinkKey, LinkValue, TUNNEL_GENEVE, TUNNEL_GRE, TUNNEL_GRE_KEYED, TUNNEL_IPIP, TUNNEL_VXLAN,
     packet::TCP,
@@ -44,6 +44,7 @@ pub(super) fn link_record(
         reporter: Reporter::Transit,
         vantage: Vantage::Interface,
         orientation,
+        time_quality: TimeQuality::Ok,
         start_ns: clock.unix_ns(value.first_ns),
         end_ns: clock.unix_ns(value.last_ns),
         src_ip: src.0,

@@ -123,7 +123,7 @@ impl Source {
                 let flows = replay.read()?;
                 let packets = flows.iter().map(|flow| flow.src_packets + flow.dst_packets).sum();
                 let bytes = flows.iter().map(|flow| flow.src_bytes.saturating_add(flow.dst_bytes)).sum();
-                Ok(Read { flows, losses: Vec::new(), packets, bytes })
+                Ok(Read { flows, losses: Vec::new(), counts: vec![(Vantage::Interface, packets, bytes)] })
             }
         }
     }
