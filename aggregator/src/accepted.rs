@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use prometheus_client::metrics::gauge::Gauge;
-use prost::Message as _;
 use tokio::sync::OwnedSemaphorePermit;
 use weir_proto::v1::{BatchRange, LossEvent};
 
@@ -94,7 +93,7 @@ impl Accepted {
     /// Bytes of its content before it becomes columns.
     pub fn decoded_bytes(&self) -> u64 {
         match &self.content {
-            Content::Body(body) => body.get().encoded_len() as u64,
+            Content::Body(body) => body.decoded_bytes(),
             Content::Skip(_) => 0,
         }
     }

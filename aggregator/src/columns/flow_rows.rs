@@ -10,6 +10,7 @@ use arrow::datatypes::UInt32Type;
 use arrow::error::ArrowError;
 use foldhash::fast::RandomState;
 use weir_common::id;
+use weir_proto::v1::FlowColumns;
 use weir_schema::protocol::protocol_name;
 use weir_schema::values::{
     ConnectError, EndReason, Identity, Orientation, Reporter, TcpState, TimeQuality, TunnelType, Vantage,
@@ -145,19 +146,13 @@ impl Rows {
 
         self.cluster.resize(self.cluster.len() + count, cluster);
         self.node.resize(self.node.len() + count, node);
+        self.push_columns(flows, &strings, &addresses);
         for row in 0..count {
             let reporter = Reporter::from_code(at(&flows.reporter, row)).unwrap_or(Reporter::Transit);
             let overflow = at(&flows.orientation, row) == Orientation::Overflow.code();
             let index = u32::try_from(row).unwrap_or(u32::MAX);
             self.event_id.extend_from_slice(&id::event_id(&unit.origin.source.epoch, unit.number, index));
-            self.flow_id.extend_from_slice(&at(&flows.flow_id_high, row).to_be_bytes());
-            self.flow_id.extend_from_slice(&at(&flows.flow_id_low, row).to_be_bytes());
             self.reporter.push(self.codes.reporter.id(reporter.code()));
-            self.vantage.push(self.codes.vantage.id(at(&flows.vantage, row)));
-            self.orientation.push(self.codes.orientation.id(at(&flows.orientation, row)));
-            self.tcp_state.push(self.codes.tcp_state.id(at(&flows.tcp_state, row)));
-            self.end_reason.push(self.codes.end_reason.id(at(&flows.end_reason, row)));
-            self.connect_error.push(self.codes.connect_error.id(at(&flows.connect_error, row)));
 
             // Ingest has checked that these do not wrap.
             let end_ns = flows.base_time_ns.saturating_add(at(&flows.end_delta_ns, row));
@@ -198,17 +193,53 @@ impl Rows {
             let at_dst = (reporter == Reporter::Destination).then_some(&local);
             self.src.push(src, at_src, overflow, &self.codes);
             self.dst.push(dst, at_dst, overflow, &self.codes);
-            self.interface.push(string(&flows.interface, row));
-            self.tunnel_type.push(self.codes.tunnel_type.id(at(&flows.tunnel_type, row)));
-            let other_address = |column: &[u32]| {
-                let index = (at(column, row) as usize).checked_sub(1);
-                index.and_then(|index| addresses.get(index)).map_or(NULL, |address| address.text)
-            };
-            self.nat_src_ip.push(other_address(&flows.nat_src_ip));
-            self.nat_dst_ip.push(other_address(&flows.nat_dst_ip));
-            self.tunnel_src_ip.push(other_address(&flows.tunnel_src_ip));
-            self.tunnel_dst_ip.push(other_address(&flows.tunnel_dst_ip));
         }
+    }
+}
+
+impl Rows {
+    /// The columns that depend on nothing else, each in one go: many are left out by most batches.
+    fn push_columns(&mut self, flows: &FlowColumns, strings: &[u32], addresses: &[Address]) {
+        let count = flows.rows as usize;
+        for row in 0..count {
+            self.flow_id.extend_from_slice(&at(&flows.flow_id_high, row).to_be_bytes());
+            self.flow_id.extend_from_slice(&at(&flows.flow_id_low, row).to_be_bytes());
+        }
+        let Self { codes, vantage, orientation, tcp_state, end_reason, connect_error, tunnel_type, .. } =
+            self;
+        for (column, from, codes) in [
+            (vantage, &flows.vantage, &codes.vantage),
+            (orientation, &flows.orientation, &codes.orientation),
+            (tcp_state, &flows.tcp_state, &codes.tcp_state),
+            (end_reason, &flows.end_reason, &codes.end_reason),
+            (connect_error, &flows.connect_error, &codes.connect_error),
+            (tunnel_type, &flows.tunnel_type, &codes.tunnel_type),
+        ] {
+            mapped(column, from, count, |code| codes.id(code));
+        }
+        mapped(&mut self.interface, &flows.interface, count, |index| {
+            strings.get(index as usize).copied().unwrap_or(NULL)
+        });
+        for (column, from) in [
+            (&mut self.nat_src_ip, &flows.nat_src_ip),
+            (&mut self.nat_dst_ip, &flows.nat_dst_ip),
+            (&mut self.tunnel_src_ip, &flows.tunnel_src_ip),
+            (&mut self.tunnel_dst_ip, &flows.tunnel_dst_ip),
+        ] {
+            mapped(column, from, count, |place| {
+                let address = (place as usize).checked_sub(1).and_then(|index| addresses.get(index));
+                address.map_or(NULL, |address| address.text)
+            });
+        }
+    }
+}
+
+/// Appends what becomes of each of `count` values; a column that was left out is all 0.
+fn mapped(column: &mut Vec<u32>, values: &[u32], count: usize, id: impl Fn(u32) -> u32) {
+    if values.is_empty() {
+        column.resize(column.len() + count, id(0));
+    } else {
+        column.extend(values.iter().map(|value| id(*value)));
     }
 }
 

@@ -3,6 +3,7 @@
 //! A batch that lies in one value is refused whole: nothing of it is journaled. The messages are destructured, so that
 //! a new field of the wire format breaks the build here.
 
+use prost::Message as _;
 use weir_proto::v1::{AnomalyEvent, BatchBody, DnsEvent, FlowColumns, LossEvent};
 use weir_schema::values::{
     ConnectError, EndReason, LossReason, LossStage, Orientation, Reporter, TcpState, TimeQuality, TunnelType,
@@ -14,11 +15,26 @@ use super::limits::Limits;
 
 /// A body whose every column is empty or full, whose indices and codes are valid.
 #[derive(Debug)]
-pub struct CheckedBody(BatchBody);
+pub struct CheckedBody {
+    body: BatchBody,
+    /// Of the body, encoded.
+    bytes: u64,
+}
 
 impl CheckedBody {
     /// Checks `body` against its envelope's `events`.
     pub fn check(body: BatchBody, events: u32, limits: &Limits) -> Result<Self, BatchError> {
+        let bytes = body.encoded_len() as u64;
+        Self::check_sized(body, bytes, events, limits)
+    }
+
+    /// The same of a body that was decoded from so many bytes.
+    pub(super) fn check_sized(
+        body: BatchBody,
+        bytes: u64,
+        events: u32,
+        limits: &Limits,
+    ) -> Result<Self, BatchError> {
         let BatchBody { flows, dns, anomalies, losses } = &body;
         if let Some(flows) = flows {
             check_flows(flows)?;
@@ -32,7 +48,7 @@ impl CheckedBody {
         for (row, event) in losses.iter().enumerate() {
             check_loss(row, event)?;
         }
-        let checked = Self(body);
+        let checked = Self { body, bytes };
         if checked.events() != u64::from(events) {
             return Err(BatchError::Events { stated: events, found: checked.events() });
         }
@@ -41,12 +57,17 @@ impl CheckedBody {
 
     /// The messages.
     pub fn get(&self) -> &BatchBody {
-        &self.0
+        &self.body
+    }
+
+    /// Bytes of the body, encoded and not compressed.
+    pub fn decoded_bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Rows over all kinds.
     pub fn events(&self) -> u64 {
-        let BatchBody { flows, dns, anomalies, losses } = &self.0;
+        let BatchBody { flows, dns, anomalies, losses } = &self.body;
         let flows = flows.as_ref().map_or(0, |flows| u64::from(flows.rows));
         flows + (dns.len() + anomalies.len() + losses.len()) as u64
     }

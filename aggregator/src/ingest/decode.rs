@@ -56,7 +56,7 @@ pub fn body(batch: &Batch, envelope: Envelope, limits: &Limits) -> Result<Checke
     }
     scan::scan(&bytes, &Limits { rows_max: u64::from(envelope.events), ..*limits })?;
     let body = BatchBody::decode(bytes.as_slice()).map_err(BatchError::Decode)?;
-    CheckedBody::check(body, envelope.events, limits)
+    CheckedBody::check_sized(body, envelope.decoded_bytes, envelope.events, limits)
 }
 
 fn at_most(what: &'static str, value: u64, max: u64) -> Result<(), BatchError> {

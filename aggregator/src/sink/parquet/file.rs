@@ -8,11 +8,11 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
-use arrow::compute::concat_batches;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::arrow::arrow_writer::{ArrowRowGroupWriterFactory, ArrowWriterOptions};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
+use parquet::file::writer::SerializedFileWriter;
 use sha2::{Digest, Sha256};
 use weir_common::file::FileError;
 use weir_common::id::hex;
@@ -21,14 +21,16 @@ use weir_schema::{Kind, SCHEMA_VERSION, SCHEMA_VERSION_KEY};
 use super::error::SinkError;
 use super::partition::Part;
 use super::properties::{ROW_GROUP_ROWS, writer_properties};
-use super::sort::sort;
+use super::row_group::write_row_group;
+use super::sort::{join, sort};
+use super::text_column::TextEncoder;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct OpenFile {
     kind: Kind,
     path: PathBuf,
-    writer: Option<ArrowWriter<HashingFile>>,
+    writer: Option<Writer>,
     pending: Vec<RecordBatch>,
     pending_rows: usize,
     pending_bytes: usize,
@@ -93,7 +95,7 @@ impl OpenFile {
 
     /// Bytes in the temporary file so far.
     pub(super) fn bytes_written(&self) -> u64 {
-        self.writer.as_ref().map_or(0, |writer| writer.bytes_written() as u64)
+        self.writer.as_ref().map_or(0, |writer| writer.file.bytes_written() as u64)
     }
 
     /// Writes the waiting rows as one sorted row group.
@@ -105,7 +107,7 @@ impl OpenFile {
         let arrow = |error| encode(ParquetError::from(error));
         let batch = match self.pending.as_slice() {
             [one] => one.clone(),
-            many => concat_batches(&self.kind.arrow_schema(), many).map_err(arrow)?,
+            many => join(self.kind, many).map_err(arrow)?,
         };
         self.pending.clear();
         (self.pending_rows, self.pending_bytes) = (0, 0);
@@ -114,7 +116,8 @@ impl OpenFile {
             self.writer = Some(open(self.kind, &self.path)?);
         }
         if let Some(writer) = &mut self.writer {
-            writer.write(&batch).and_then(|()| writer.flush()).map_err(encode)?;
+            let Writer { file, columns, texts } = writer;
+            write_row_group(file, columns, texts, &batch).map_err(encode)?;
         }
         Ok(())
     }
@@ -139,22 +142,37 @@ impl OpenFile {
             ("weir.first_position", first.to_string()),
             ("weir.next_position", next.to_string()),
         ] {
-            writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
+            writer.file.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }
         let encode = |source| SinkError::Encode { path: path.clone(), source };
-        let (bytes, sha256) = writer.into_inner().map_err(encode)?.finish(&path)?;
+        let (bytes, sha256) = writer.file.into_inner().map_err(encode)?.finish(&path)?;
         Ok(WrittenFile { path, rows, bytes, sha256, times })
     }
 }
 
-fn open(kind: Kind, path: &Path) -> Result<ArrowWriter<HashingFile>, SinkError> {
+/// The Parquet file, and what its row groups are written with.
+struct Writer {
+    file: SerializedFileWriter<HashingFile>,
+    columns: ArrowRowGroupWriterFactory,
+    texts: TextEncoder,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("bytes_written", &self.file.bytes_written()).finish_non_exhaustive()
+    }
+}
+
+fn open(kind: Kind, path: &Path) -> Result<Writer, SinkError> {
     let file = OpenOptions::new().write(true).create_new(true).open(path);
     let file = HashingFile::new(file.map_err(FileError::at("create", path))?);
     let properties = writer_properties(kind).as_ref().clone();
     // Without the Arrow schema in the footer: the Parquet types say it all, and a small file stays small.
     let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-    ArrowWriter::try_new_with_options(file, kind.arrow_schema(), options)
-        .map_err(|source| SinkError::Encode { path: path.to_owned(), source })
+    let writer = ArrowWriter::try_new_with_options(file, kind.arrow_schema(), options)
+        .and_then(ArrowWriter::into_serialized_writer)
+        .and_then(|(file, columns)| Ok(Writer { file, columns, texts: TextEncoder::new()? }));
+    writer.map_err(|source| SinkError::Encode { path: path.to_owned(), source })
 }
 
 /// A file whose bytes are counted and hashed as they are written.

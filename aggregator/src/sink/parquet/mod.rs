@@ -18,6 +18,7 @@ mod partition;
 mod properties;
 mod published;
 mod retention;
+mod row_group;
 mod sink;
 mod sort;
 pub mod store;
@@ -25,6 +26,7 @@ pub mod store;
 pub mod synthetic;
 mod target;
 mod task;
+mod text_column;
 mod verify;
 
 pub use config::ParquetConfig;

@@ -22,6 +22,7 @@ fn build(kind: Kind) -> Arc<WriterProperties> {
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_offset_index_disabled(true)
         .set_created_by(concat!("weir-aggregator ", env!("CARGO_PKG_VERSION")).to_owned());
     for field in kind.fields() {
         let column = ColumnPath::from(field.name);
@@ -36,11 +37,13 @@ fn build(kind: Kind) -> Arc<WriterProperties> {
                 .set_column_dictionary_enabled(column.clone(), false)
                 .set_column_encoding(column.clone(), encoding);
         }
-        if LOOKED_UP.contains(&field.name) {
-            builder = builder.set_column_bloom_filter_enabled(column, true);
-        }
     }
     Arc::new(builder.build())
+}
+
+/// Whether people look single values of a column up, so that it has a Bloom filter.
+pub(super) fn is_looked_up(column: &str) -> bool {
+    LOOKED_UP.contains(&column)
 }
 
 /// Numbers that rarely repeat.

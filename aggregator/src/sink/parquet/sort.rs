@@ -2,11 +2,55 @@
 //!
 //! Texts are dictionaries, so each distinct text is compared once and rows are sorted by numbers.
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, UInt32Array};
-use arrow::compute::take_record_batch;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, DictionaryArray, RecordBatch, UInt32Array};
+use arrow::buffer::NullBuffer;
+use arrow::compute::{concat, take_record_batch};
 use arrow::datatypes::{TimestampMicrosecondType, UInt32Type};
 use arrow::error::ArrowError;
 use weir_schema::Kind;
+
+/// Joins conforming batches. Dictionaries are put one after the other as they are, with texts that stand in several:
+/// merging them would look every text up, which the encoder does again.
+pub(super) fn join(kind: Kind, batches: &[RecordBatch]) -> Result<RecordBatch, ArrowError> {
+    let schema = kind.arrow_schema();
+    let columns = (0..schema.fields().len()).map(|at| {
+        let parts: Vec<&dyn Array> = batches.iter().map(|batch| batch.column(at).as_ref()).collect();
+        let dictionaries: Option<Vec<&DictionaryArray<UInt32Type>>> =
+            parts.iter().map(|part| part.as_dictionary_opt::<UInt32Type>()).collect();
+        dictionaries.map_or_else(|| concat(&parts), |parts| join_dictionaries(&parts))
+    });
+    let columns = columns.collect::<Result<Vec<_>, _>>()?;
+    RecordBatch::try_new(schema, columns)
+}
+
+fn join_dictionaries(parts: &[&DictionaryArray<UInt32Type>]) -> Result<ArrayRef, ArrowError> {
+    let values: Vec<&dyn Array> = parts.iter().map(|part| part.values().as_ref()).collect();
+    let mut keys = Vec::with_capacity(parts.iter().copied().map(Array::len).sum());
+    let mut offset = 0;
+    for part in parts {
+        // What stands in the place of a null is no key: it must not become one beyond the end.
+        match part.nulls().filter(|nulls| nulls.null_count() > 0) {
+            None => keys.extend(part.keys().values().iter().map(|key| key + offset)),
+            Some(nulls) => {
+                let shifted = part.keys().values().iter().zip(nulls);
+                keys.extend(shifted.map(|(key, there)| if there { key + offset } else { 0 }));
+            }
+        }
+        offset += u32::try_from(part.values().len())
+            .map_err(|_| ArrowError::InvalidArgumentError("more than 2^32 texts".to_owned()))?;
+    }
+    let nulls = parts.iter().any(|part| part.null_count() > 0).then(|| {
+        let there = parts.iter().flat_map(|part| {
+            let nulls = part.nulls().cloned();
+            nulls.unwrap_or_else(|| NullBuffer::new_valid(part.len())).iter().collect::<Vec<bool>>()
+        });
+        there.collect::<NullBuffer>()
+    });
+    let keys = UInt32Array::try_new(keys.into(), nulls)?;
+    Ok(Arc::new(DictionaryArray::try_new(keys, concat(&values)?)?))
+}
 
 /// Sorts a conforming batch; nulls come first.
 pub(super) fn sort(kind: Kind, batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
