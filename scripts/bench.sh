@@ -1,12 +1,23 @@
 #!/usr/bin/env bash
-# Runs every benchmark of the workspace: `make bench`. Arguments go to the benchmarks.
+# Measures speed: `make bench`. First whole processes (tests/integration/src/bench), then the crates' own benchmarks.
+#
+#   scripts/bench.sh                     everything
+#   scripts/bench.sh pipeline recovery   these runs of weir-bench alone; its flags go here too
+#
+# BENCH_PROFILE=dev takes the build of the tests (with overflow checks) instead of the optimised one; the file of
+# figures is BENCH_JSON (.cache/bench.json).
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
 
 cd "$root"
-benches=(*/benches/*.rs)
-[ -e "${benches[0]}" ] || die "there is no benchmark yet"
 "$root/scripts/setup.sh" run
-say "$(git rev-parse --short HEAD 2>/dev/null || echo 'no commit'), $(nproc) × $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(uname -sr), $(rustc --version)"
-cargo bench --locked --workspace --features weir-aggregator/crash-points --benches -- "$@"
+profile=${BENCH_PROFILE:-release}
+json=${BENCH_JSON:-$cache/bench.json}
+mkdir -p "$(dirname "$json")"
+cargo build --locked --profile "$profile" --package weir-integration-tests --bins
+built=${CARGO_TARGET_DIR:-$root/target}/${profile/#dev/debug}
+WEIR_SCALE=${WEIR_SCALE:-soak} WEIR_LOG=${WEIR_LOG:-warn} "$built/weir-bench" --json "$json" "$@"
+if [ $# = 0 ]; then
+    cargo bench --locked --workspace --features weir-aggregator/crash-points --benches
+fi

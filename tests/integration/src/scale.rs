@@ -32,6 +32,10 @@ pub struct Scale {
     pub bench_flows: u64,
     /// Journal that the benchmark recovers, bytes.
     pub bench_backlog: u64,
+    /// Packets that it sends past the kernel programs.
+    pub bench_packets: u64,
+    /// Flows that its shipper has in one interval.
+    pub bench_captured: u64,
 }
 
 const CI: Scale = Scale {
@@ -48,6 +52,8 @@ const CI: Scale = Scale {
     disk_events: 20_000,
     bench_flows: 200_000,
     bench_backlog: 16 << 20,
+    bench_packets: 100_000,
+    bench_captured: 20_000,
 };
 
 const SOAK: Scale = Scale {
@@ -64,6 +70,8 @@ const SOAK: Scale = Scale {
     disk_events: 200_000,
     bench_flows: 4_000_000,
     bench_backlog: 1 << 30,
+    bench_packets: 2_000_000,
+    bench_captured: 100_000,
 };
 
 /// The scale that `WEIR_SCALE` names.

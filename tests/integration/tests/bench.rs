@@ -10,7 +10,7 @@ fn every_figure_is_there() {
     let dir = tempfile::tempdir().unwrap();
     let json = dir.path().join("bench.json");
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir-bench"));
-    command.args(["--flows", "80000", "--backlog-mib", "4", "--json"]).arg(&json);
+    command.args(["--flows", "80000", "--backlog-mib", "4", "--packets", "20000", "--json"]).arg(&json);
     command.env("WEIR_LOG", "warn");
     let mut process = Process::spawn(&mut command, &dir.path().join("bench.log"));
     process.wait_success();

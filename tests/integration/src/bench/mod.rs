@@ -3,6 +3,7 @@
 //! The program `weir-bench` runs these and prints them; `tests/bench.rs` runs it small. Micro-benchmarks of one crate are
 //! in that crate's `benches/`.
 
+pub mod capture;
 pub mod machine;
 pub mod pipeline;
 pub mod recovery;
@@ -22,6 +23,10 @@ pub struct Plan {
     pub flows: u64,
     /// Journal to recover, bytes.
     pub backlog_bytes: u64,
+    /// Packets that are sent past the kernel programs.
+    pub packets: u64,
+    /// Flows that a shipper has in one interval.
+    pub captured_flows: u64,
 }
 
 impl Plan {

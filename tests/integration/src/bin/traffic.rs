@@ -10,13 +10,14 @@
 //!   traffic send-odd ADDRESS4 ADDRESS6           packets that few programs send; a line for each: protocol, bytes, what
 //!   traffic serve-udp ADDRESS                    receive, and echo one byte per datagram
 //!   traffic send-udp ADDRESS COUNT SIZE SOCKETS  COUNT datagrams of SIZE bytes from SOCKETS sockets
+//!   traffic spread-udp ADDRESS4 COUNT FLOWS      COUNT datagrams of 64 bytes to FLOWS addresses from this one on, in turn
 //!
 //! Servers print `ready` when they listen, and run until they are killed. Clients print how many connections they made.
 
 use std::{
     env,
     io::{self, BufRead, Read, Write},
-    net::{IpAddr, Shutdown, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
     process::exit,
     thread,
@@ -45,6 +46,7 @@ fn main() -> Result<()> {
         ["send-udp", address, count, size, sockets] => {
             send_udp(address, count.parse()?, size.parse()?, sockets.parse()?)
         }
+        ["spread-udp", address, count, flows] => spread_udp(address.parse()?, count.parse()?, flows.parse()?),
         _ => bail!("unknown arguments {arguments:?}: see the head of this file"),
     }
 }
@@ -215,6 +217,18 @@ fn send_udp(address: &str, count: u64, size: usize, sockets: usize) -> Result<()
         let socket = &sockets[usize::try_from(index)? % sockets.len()];
         socket.send(&datagram)?;
         socket.recv(&mut echo).context("no echo")?;
+    }
+    println!("{count}");
+    Ok(())
+}
+
+/// Nobody answers: the link drops them.
+fn spread_udp(first: Ipv4Addr, count: u64, flows: u32) -> Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    // With the headers of IPv4 and UDP 64 bytes.
+    let datagram = [3; 36];
+    for (index, _) in (0..flows).cycle().zip(0..count) {
+        socket.send_to(&datagram, (Ipv4Addr::from_bits(first.to_bits() + index), 9))?;
     }
     println!("{count}");
     Ok(())

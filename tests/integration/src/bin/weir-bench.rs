@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use serde_json::{Map, Value, json};
-use weir_integration_tests::bench::{Figures, Plan, machine, pipeline, recovery};
+use weir_integration_tests::bench::{Figures, Plan, capture, machine, pipeline, recovery};
 use weir_integration_tests::scale::scale;
 
 /// Measures Weir's processes on this machine.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Which runs: pipeline, recovery; all of them else.
+    /// Which runs: pipeline, recovery, capture; all of them else.
     runs: Vec<String>,
     /// Writes the figures to this file.
     #[arg(long, value_name = "FILE")]
@@ -21,6 +21,9 @@ struct Arguments {
     /// Journal to recover, MiB; WEIR_SCALE decides else.
     #[arg(long)]
     backlog_mib: Option<u64>,
+    /// Packets sent past the kernel programs; WEIR_SCALE decides else.
+    #[arg(long)]
+    packets: Option<u64>,
 }
 
 type Run = (&'static str, &'static str, fn(&Plan) -> Figures);
@@ -28,10 +31,11 @@ type Run = (&'static str, &'static str, fn(&Plan) -> Figures);
 const RUNS: &[Run] = &[
     ("pipeline", "aggregator, from gRPC to synced journal and Parquet", pipeline::run),
     ("recovery", "aggregator, after kill -9 with a backlog", recovery::run),
+    ("capture", "kernel programs and shipper", capture::run),
 ];
 
 fn main() {
-    let Arguments { runs, json, flows, backlog_mib } = Arguments::parse();
+    let Arguments { runs, json, flows, backlog_mib, packets } = Arguments::parse();
     for name in &runs {
         assert!(RUNS.iter().any(|(known, ..)| known == name), "there is no run {name}");
     }
@@ -42,6 +46,8 @@ fn main() {
         programs: program.parent().map(PathBuf::from).unwrap_or_default(),
         home: home.path().to_owned(),
         flows: flows.unwrap_or(scale.bench_flows),
+        packets: packets.unwrap_or(scale.bench_packets),
+        captured_flows: scale.bench_captured,
         backlog_bytes: backlog_mib.unwrap_or(scale.bench_backlog >> 20) << 20,
     };
     let machine = machine::describe();
