@@ -5,7 +5,7 @@
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-run: ## watch this host's connections, as they are written to ./data (DURATION=20 DEMO=0 DATA=./data)
+run: ## watch this host's connections, as they are written to ./data (DURATION=20 DEMO=0 DATA=./data), or read a capture (PCAP=file)
 	@scripts/run.sh
 
 test: ## run every test

@@ -24,7 +24,8 @@ fn committed_captures_are_current() {
     }
 }
 
-fn captures() -> [(&'static str, Vec<u8>); 3] {
+/// Name and content.
+pub(crate) fn captures() -> [(&'static str, Vec<u8>); 3] {
     let mut talk = Talk::default();
     talk.handshake()
         .a(20 * MS, 101, 501, ACK, 100)
