@@ -96,7 +96,7 @@ fn of_replay(data: &Path, flow_ids: &str) -> String {
     format!(
         "\
 SET TimeZone = 'UTC';
--- The records of this replay alone. Each IP packet of the files is counted once where it was captured; one that was
+-- The records of this replay alone. Each packet of the files is counted once where it was captured; one that was
 -- captured at two interfaces is counted at both. \"primary\" is false on all of them.
 CREATE TEMP VIEW flow AS
   SELECT * FROM read_parquet({glob}, hive_partitioning = true, union_by_name = true)

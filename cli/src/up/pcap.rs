@@ -105,14 +105,14 @@ fn report(live: &mut Live, folders: &Folders) {
     }
     let count = |key: &str| report[key].as_u64().unwrap_or(0);
     let mut text = format!(
-        "{} IP packets ({}) of {} flows replayed",
+        "{} packets ({}) of {} flows replayed",
         units::count(count("packets")),
         units::bytes(count("bytes")),
         units::count(count("flows"))
     );
     for (key, what) in [
-        ("other_packets", "packets that are not IP"),
-        ("unknown_link_packets", "packets of unknown link types"),
+        ("other_packets", "of them not IP"),
+        ("unknown_link_packets", "packets of unknown link types left out"),
         ("retransmits", "TCP segments sent again"),
         ("out_of_order", "TCP segments out of order"),
         ("evicted", "flows forgotten for want of room (replay.flow_entries)"),

@@ -2,7 +2,7 @@
 //!
 //! Called by `table`, which finds the flow of a packet.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use weir_common::id::flow_id;
 use weir_schema::values::{Orientation, Reporter, TimeQuality, TunnelType, Vantage};
@@ -66,8 +66,14 @@ impl Flow {
         names: &Interfaces,
     ) -> FlowRecord {
         let Delta { start_ns, end_ns, sides, opened } = *delta;
-        let FlowKey { local, remote, local_port, remote_port, protocol, cookie, tunnel, .. } = self.key.flow;
-        let ends = [(address(&local), local_port), (address(&remote), remote_port)];
+        let FlowKey { local, remote, local_port, remote_port, protocol, family, cookie, tunnel, .. } =
+            self.key.flow;
+        let ends = if family == 0 {
+            let unspecified = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+            [(unspecified, local_port), (unspecified, remote_port)]
+        } else {
+            [(address(&local), local_port), (address(&remote), remote_port)]
+        };
         let (src, dst) = (self.src, 1 - self.src);
         let end = self.tcp.as_ref().and_then(|tcp| tcp.end()).filter(|_| !self.end_told);
         self.end_told |= end.is_some();

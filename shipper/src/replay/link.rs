@@ -38,7 +38,7 @@ impl Parsed {
         self.key.flow.family != 0 && self.key.flow.protocol != UNPARSED
     }
 
-    /// Its IP bytes on the wire, of a frame of `wire_bytes`. A header that states none is one of a segmentation
+    /// Its IP bytes on the wire, of a frame of `wire_bytes`; without IP what follows the link header. A header that states none is one of a segmentation
     /// offload, or of a jumbogram: then what was on the wire after the link header counts.
     pub(super) fn ip_bytes(&self, wire_bytes: u32) -> u32 {
         match self.packet.ip_len {

@@ -234,10 +234,10 @@ impl Replay {
             };
             open.packets += 1;
             match link::parse(packet.link, packet.interface, packet.data) {
-                Some(parsed) if parsed.is_ip() => {
+                Some(parsed) => {
+                    self.report.other_packets += u64::from(!parsed.is_ip());
                     self.table.packet(&packet, &parsed, &self.interfaces);
                 }
-                Some(_) => self.report.other_packets += 1,
                 None => {
                     self.report.unknown_link_packets += 1;
                     open.unknown_link = Some(packet.link);

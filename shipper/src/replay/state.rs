@@ -63,7 +63,8 @@ pub struct Report {
     /// What is in records.
     #[serde(flatten)]
     pub totals: Totals,
-    /// Packets that are not IP, or whose IP header was cut off: in no record.
+    /// Packets among them that are not IP, or whose IP header was cut off: in records of protocol 255, as at an
+    /// interface.
     pub other_packets: u64,
     /// Packets of interfaces whose link type is not known: in no record.
     pub unknown_link_packets: u64,

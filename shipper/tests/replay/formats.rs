@@ -225,7 +225,8 @@ fn a_short_snap_length_changes_nothing_in_the_counts() {
     let (records, _) = replayed(usual(1, &[frame(36)]));
     assert_eq!((records[0].src_bytes, records[0].src_port, records[0].dst_port), (1028, 0, 0));
     let (records, report) = replayed(usual(1, &[frame(33), frame(14), frame(3), frame(0)]));
-    assert_eq!((records.len(), report.other_packets), (0, 4));
+    assert_eq!((records.len(), records[0].protocol, records[0].src_packets), (1, 255, 4));
+    assert_eq!(report.other_packets, 4);
     // TCP's ports are there, and no more.
     let segment = framed(&ip(A, B, 6, &tcp_window(PORTS, 1, 0, SYN, 1, 0)));
     let (records, _) =
@@ -306,7 +307,11 @@ fn what_is_not_ip_is_counted_apart() {
         Frame::new(0, ethernet(38, &[0; 38])),
     ];
     let (records, report) = replayed(usual(1, &frames));
-    assert_eq!((records.len(), report.other_packets, report.totals.packets), (0, 3, 0));
+    assert_eq!((report.other_packets, report.totals.packets), (3, 3));
+    // A record for each EtherType, as at an interface; 0 is what was cut off.
+    let seen: Vec<_> = records.iter().map(|r| (r.protocol, r.src_port, r.dst_port, r.src_bytes)).collect();
+    assert_eq!(seen, [(255, 0, 0x0806, 28), (255, 0, 0, 0), (255, 0, 38, 38)]);
+    assert!(records.iter().all(|record| record.src_ip.is_unspecified() && record.dst_ip.is_unspecified()));
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn weir_up_reads_captures_into_parquet_and_sums_them_up() {
     let text = said(&output);
     assert!(output.status.success(), "{text}");
     for words in [
-        "1,500 IP packets",
+        "1,500 packets",
         "500 flows replayed",
         "500 events journaled, 0 lost",
         "What was replayed",
@@ -112,7 +112,7 @@ fn weir_up_reads_captures_into_parquet_and_sums_them_up() {
     // From standard input, with another file: another replay, whose summary is its own.
     let output = up(&data, &[Path::new("-"), &second], Some(&second));
     let text = said(&output);
-    assert!(output.status.success() && text.contains("120 IP packets"), "{text}");
+    assert!(output.status.success() && text.contains("120 packets"), "{text}");
     assert_eq!(sums(&duckdb, &all, replayed).2, 520 * PACKETS + 20 * PACKETS);
     let script = std::fs::read_to_string(data.join(".weir/summary.sql")).unwrap();
     let prefix = script.split("starts_with(flow_id::VARCHAR, '").nth(1).unwrap().split('\'').next().unwrap();

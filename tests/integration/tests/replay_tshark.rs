@@ -66,6 +66,10 @@ fn of_weir(file: &Path) -> Sums {
         }
     };
     for record in &records {
+        if record.protocol == 255 {
+            // Not IP.
+            continue;
+        }
         let FlowRecord { src_ip, src_port, dst_ip, dst_port, protocol, .. } = *record;
         add((src_ip, src_port, dst_ip, dst_port, protocol), record.src_packets, record.src_bytes);
         add((dst_ip, dst_port, src_ip, src_port, protocol), record.dst_packets, record.dst_bytes);
