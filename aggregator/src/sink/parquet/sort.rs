@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, DictionaryArray, RecordBatch, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanBufferBuilder, DictionaryArray, RecordBatch, UInt32Array, new_null_array,
+};
 use arrow::buffer::NullBuffer;
 use arrow::compute::{concat, take_record_batch};
 use arrow::datatypes::{TimestampMicrosecondType, UInt32Type};
@@ -26,6 +28,10 @@ pub(super) fn join(kind: Kind, batches: &[RecordBatch]) -> Result<RecordBatch, A
 }
 
 fn join_dictionaries(parts: &[&DictionaryArray<UInt32Type>]) -> Result<ArrayRef, ArrowError> {
+    if let Some(first) = parts.first().filter(|_| parts.iter().all(|part| part.null_count() == part.len())) {
+        let rows = parts.iter().copied().map(Array::len).sum();
+        return Ok(new_null_array(first.data_type(), rows));
+    }
     let values: Vec<&dyn Array> = parts.iter().map(|part| part.values().as_ref()).collect();
     let mut keys = Vec::with_capacity(parts.iter().copied().map(Array::len).sum());
     let mut offset = 0;
@@ -42,11 +48,14 @@ fn join_dictionaries(parts: &[&DictionaryArray<UInt32Type>]) -> Result<ArrayRef,
             .map_err(|_| ArrowError::InvalidArgumentError("more than 2^32 texts".to_owned()))?;
     }
     let nulls = parts.iter().any(|part| part.null_count() > 0).then(|| {
-        let there = parts.iter().flat_map(|part| {
-            let nulls = part.nulls().cloned();
-            nulls.unwrap_or_else(|| NullBuffer::new_valid(part.len())).iter().collect::<Vec<bool>>()
-        });
-        there.collect::<NullBuffer>()
+        let mut there = BooleanBufferBuilder::new(keys.len());
+        for part in parts {
+            match part.nulls() {
+                Some(nulls) => there.append_buffer(nulls.inner()),
+                None => there.append_n(part.len(), true),
+            }
+        }
+        NullBuffer::new(there.finish())
     });
     let keys = UInt32Array::try_new(keys.into(), nulls)?;
     Ok(Arc::new(DictionaryArray::try_new(keys, concat(&values)?)?))

@@ -63,9 +63,11 @@ impl TextEncoder {
         let values =
             values.ok_or_else(|| ParquetError::General("a dictionary that is not of texts".to_owned()))?;
         let (rows, nulls) = (column.len(), column.null_count());
-        let texts = self.number(column, values);
         // Of more texts a dictionary would be larger than what it saves.
-        let plain = texts.len() > PLAIN_MIN && texts.len() > self.indices.len() / 2;
+        let (texts, plain) = match self.number(column, values) {
+            Some(texts) => (texts, false),
+            None => (every(column, values), true),
+        };
 
         let mut sink = TrackedWrite::new(Vec::with_capacity(rows / 2 + 1024));
         let mut sizes = Sizes::default();
@@ -123,8 +125,13 @@ impl TextEncoder {
         Ok(Chunk { bytes: sink.into_inner()?.into(), close })
     }
 
-    /// Numbers the texts of a column in the order of their first row, and each row by its text.
-    fn number<'a>(&mut self, column: &DictionaryArray<UInt32Type>, values: &'a StringArray) -> Vec<&'a str> {
+    /// Numbers the texts of a column in the order of their first row, and each row by its text; `None` when most texts
+    /// are distinct, as the first [`SAMPLE_ROWS`] tell, or all.
+    fn number<'a>(
+        &mut self,
+        column: &DictionaryArray<UInt32Type>,
+        values: &'a StringArray,
+    ) -> Option<Vec<&'a str>> {
         let Self { compressor: _, places, indices } = self;
         places.clear();
         places.resize(values.len(), UNPLACED);
@@ -132,7 +139,8 @@ impl TextEncoder {
         let mut texts = Vec::new();
         // Batches that were joined may bring a text more than once.
         let mut known: HashMap<&str, u32, RandomState> = HashMap::default();
-        let mut place = |key: u32| {
+        let keys = column.keys();
+        for key in keys.iter().flatten() {
             let place = &mut places[key as usize];
             if *place == UNPLACED {
                 let text = values.value(key as usize);
@@ -141,14 +149,13 @@ impl TextEncoder {
                     texts.len() as u32 - 1
                 });
             }
-            *place
-        };
-        let keys = column.keys();
-        match keys.nulls().filter(|nulls| nulls.null_count() > 0) {
-            None => indices.extend(keys.values().iter().map(|key| place(*key))),
-            Some(nulls) => indices.extend(nulls.valid_indices().map(|row| place(keys.value(row)))),
+            indices.push(*place);
+            if indices.len() == SAMPLE_ROWS && texts.len() > SAMPLE_ROWS / 8 * 7 {
+                return None;
+            }
         }
-        texts
+        let distinct = texts.len() > PLAIN_MIN && texts.len() > indices.len() / 2;
+        (!distinct).then_some(texts)
     }
 
     fn dictionary(&mut self, texts: &[&str]) -> Result<CompressedPage, ParquetError> {
@@ -173,7 +180,7 @@ impl TextEncoder {
         let levels_bytes = page.len();
         let mut body = Vec::with_capacity(rows * 2);
         if plain {
-            self.indices.iter().for_each(|index| put_plain(texts[*index as usize], &mut body));
+            texts.iter().for_each(|text| put_plain(text, &mut body));
         } else {
             let width = u32::BITS - (texts.len().saturating_sub(1) as u32).leading_zeros();
             body.push(width as u8);
@@ -194,6 +201,11 @@ impl TextEncoder {
         };
         Ok(CompressedPage::new(page, uncompressed))
     }
+}
+
+/// The text of every row that is not null.
+fn every<'a>(column: &DictionaryArray<UInt32Type>, values: &'a StringArray) -> Vec<&'a str> {
+    column.keys().iter().flatten().map(|key| values.value(key as usize)).collect()
 }
 
 fn add(
@@ -328,6 +340,8 @@ const RUN_MIN: usize = 8;
 const LEVEL_RUN_MIN: usize = 4;
 /// A dictionary of so few is never in the way.
 const PLAIN_MIN: usize = 1024;
+/// After so many rows it is told whether texts repeat.
+const SAMPLE_ROWS: usize = 16 << 10;
 const STATISTICS_BYTES_MAX: usize = 64;
 const BLOOM_FALSE_POSITIVES: f64 = 0.05;
 

@@ -152,7 +152,7 @@ impl BpfStats {
         Self { before }
     }
 
-    /// Time and number of runs of each program in the kernel, by its id.
+    /// Time and number of runs of each program for the packets of a cgroup, by its id.
     fn runs(&self) -> BTreeMap<u32, (u64, u64)> {
         let mut programs = BTreeMap::new();
         let mut id = 0;
@@ -166,7 +166,8 @@ impl BpfStats {
                 let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
                 line.and_then(|value| value.trim().parse::<u64>().ok())
             };
-            if let (Some(ns), Some(runs)) = (field("run_time_ns"), field("run_cnt")) {
+            let is_hook = field("prog_type") == Some(CGROUP_SKB);
+            if let (true, Some(ns), Some(runs)) = (is_hook, field("run_time_ns"), field("run_cnt")) {
                 programs.insert(id, (ns, runs));
             }
         }
@@ -198,4 +199,6 @@ impl Drop for BpfStats {
     }
 }
 
+/// `BPF_PROG_TYPE_CGROUP_SKB`.
+const CGROUP_SKB: u64 = 8;
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
