@@ -19,19 +19,26 @@ use weir_common::admin::{Admin, AdminError, Health};
 use weir_common::clock;
 use weir_common::file::{FileError, atomic_write};
 use weir_common::log::Recovery;
+use weir_common::tls::config::TlsConfig;
+use weir_common::tls::files::FilesError;
+use weir_common::tls::reload;
+use weir_common::tls::server::TlsServer;
 use weir_proto::v1::ingest_server::IngestServer;
 use weir_proto::v1::observe_server::ObserveServer;
 
 use crate::accepted::Accepted;
 use crate::config::{Config, IngestConfig};
 use crate::enrich::Snapshot;
+use crate::ingest::handshake::Handshakes;
 use crate::ingest::hello::HelloRules;
+use crate::ingest::listener::{self, Door};
+use crate::ingest::peer::Peers;
 use crate::ingest::registry::Registry;
-use crate::ingest::{IngestService, IngestShared, listener};
+use crate::ingest::{IngestService, IngestShared};
 use crate::journal::damage::LossReporter;
 use crate::journal::writer::{Writer, WriterError};
 use crate::journal::{FORGET_NOTHING, Journal, JournalError, Opened, SinkCursors};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ResultLabel};
 use crate::observe::{ObserveService, ObserveShared};
 use crate::sink::parquet::{self, ParquetConfig, ParquetMetrics, ParquetSink, SinkError, TaskError};
 use crate::sink::{PARQUET, SinkSpec};
@@ -80,6 +87,9 @@ pub enum RunError {
         #[source]
         source: std::io::Error,
     },
+    /// The files of TLS can't be used.
+    #[error("set up TLS")]
+    Tls(#[from] FilesError),
     /// The gRPC server ended.
     #[error("serve gRPC")]
     Serve(#[source] tonic::transport::Error),
@@ -198,7 +208,9 @@ impl Running {
                 })?)
             }
         };
-        let server = serve(&config.ingest, grpc_listener, service, observe, metrics, draining.clone());
+        let handshakes = handshakes(&config, &metrics, &draining)?;
+        let server =
+            serve(&config.ingest, grpc_listener, handshakes, service, observe, metrics, draining.clone());
         background.push(tokio::spawn(async move {
             if let Err(error) = admin_server.serve(Arc::new(metrics_registry), health).await {
                 tracing::error!(%error, "the admin server ended");
@@ -384,16 +396,37 @@ fn ingest_service(
     }))
 }
 
+/// TLS, if it is set up; its files are watched until `stop`.
+fn handshakes(
+    config: &Config,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> Result<Option<Arc<Handshakes>>, RunError> {
+    let TlsConfig::Files { files, reload_interval } = &config.tls else { return Ok(None) };
+    let reloads = metrics.tls_reloads.clone();
+    let reloaded = move |used| {
+        let result = if used { "used" } else { "failed" };
+        reloads.get_or_create(&ResultLabel { result }).inc();
+    };
+    let server = reload::watch(files.clone(), *reload_interval, TlsServer::new, reloaded)?;
+    let peers = Peers::new(server);
+    tokio::spawn(Arc::clone(&peers).run(metrics.clone(), stop.clone()));
+    let (patience, most) = (config.handshake_timeout, config.handshakes_max);
+    Ok(Some(Handshakes::new(peers, patience, most, metrics.clone())))
+}
+
 fn serve(
     ingest: &IngestConfig,
     listener: TcpListener,
+    tls: Option<Arc<Handshakes>>,
     service: IngestService,
     observe: ObserveService,
     metrics: Metrics,
     draining: CancellationToken,
 ) -> JoinHandle<Result<(), tonic::transport::Error>> {
-    let (connections, patience) = (ingest.connections_max, ingest.hello_timeout);
-    let incoming = listener::accept(listener, connections, patience, metrics, draining.clone());
+    let (connections_max, preface_timeout) = (ingest.connections_max, ingest.hello_timeout);
+    let door = Door { connections_max, preface_timeout, tls, metrics };
+    let incoming = listener::accept(listener, door, draining.clone());
     let message_max = usize::try_from(ingest.limits.payload_bytes_max).unwrap_or(usize::MAX);
     let service = IngestServer::new(service)
         .max_decoding_message_size(message_max.saturating_add(ENVELOPE_BYTES_MAX))

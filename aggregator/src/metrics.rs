@@ -59,7 +59,18 @@ pub const METRICS: &[MetricDoc] = &[
     doc(
         "weir_aggregator_connections_refused_total",
         "reason",
-        "Connections closed unserved: limit, or silent",
+        "Connections closed unserved: by a limit, silent, or what was wrong with their TLS (docs/encryption.md)",
+    ),
+    doc(
+        "weir_aggregator_connections_revoked_total",
+        "reason",
+        "Connections ended because their certificate is not accepted any more",
+    ),
+    doc("weir_aggregator_tls_handshakes", "", "TLS handshakes that are not complete"),
+    doc(
+        "weir_aggregator_tls_reloads_total",
+        "result",
+        "New states of the files of TLS: used, or failed and the last good one kept",
     ),
     doc("weir_aggregator_journal_bytes", "", "Bytes of the journal on disk"),
     doc("weir_aggregator_journal_segments", "", "Files of the journal"),
@@ -96,6 +107,13 @@ const SINK_LAG: &str = "weir_aggregator_sink_lag_records";
 pub struct Reason {
     /// A word of a closed set.
     pub reason: &'static str,
+}
+
+/// Label `result`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResultLabel {
+    /// `used` or `failed`.
+    pub result: &'static str,
 }
 
 /// Label `kind`.
@@ -136,6 +154,9 @@ pub struct Metrics {
     pub streams_refused: Family<Reason, Counter>,
     pub connections: Gauge,
     pub connections_refused: Family<Reason, Counter>,
+    pub connections_revoked: Family<Reason, Counter>,
+    pub tls_handshakes: Gauge,
+    pub tls_reloads: Family<ResultLabel, Counter>,
     pub journal_bytes: Gauge,
     pub journal_segments: Gauge,
     pub journal_tail_bytes: Gauge,
@@ -172,6 +193,9 @@ impl Metrics {
             streams_refused: add.metric("weir_aggregator_streams_refused_total"),
             connections: add.metric("weir_aggregator_connections"),
             connections_refused: add.metric("weir_aggregator_connections_refused_total"),
+            connections_revoked: add.metric("weir_aggregator_connections_revoked_total"),
+            tls_handshakes: add.metric("weir_aggregator_tls_handshakes"),
+            tls_reloads: add.metric("weir_aggregator_tls_reloads_total"),
             journal_bytes: add.metric("weir_aggregator_journal_bytes"),
             journal_segments: add.metric("weir_aggregator_journal_segments"),
             journal_tail_bytes: add.metric("weir_aggregator_journal_tail_bytes"),
@@ -193,6 +217,9 @@ impl Metrics {
         for kind in Kind::ALL {
             // A kind that has not occurred is 0, not absent.
             drop(metrics.journaled_events.get_or_create(&KindLabel { kind: kind.as_str() }));
+        }
+        for result in ["used", "failed"] {
+            drop(metrics.tls_reloads.get_or_create(&ResultLabel { result }));
         }
         registry.register_collector(Box::new(SinkCollector(cursors.clone())));
         metrics
@@ -350,6 +377,7 @@ mod tests {
         drop((
             metrics.streams_refused.get_or_create(&reason),
             metrics.connections_refused.get_or_create(&reason),
+            metrics.connections_revoked.get_or_create(&reason),
         ));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Observe(Observe),
     /// Check a Parquet tree against its manifest.
     Verify(Verify),
+    /// Make a test authority, and certificates of aggregators, nodes and observers.
+    Certs(Certs),
     /// The server of the demo.
     #[command(hide = true)]
     DemoServer(DemoServer),
@@ -61,8 +63,10 @@ pub(crate) struct Up {
 #[derive(Args)]
 pub(crate) struct Observe {
     /// The aggregator's gRPC address.
-    #[arg(long, value_name = "ADDR", default_value = DEFAULT_AGGREGATOR)]
-    pub(crate) aggregator: SocketAddr,
+    #[arg(long, value_name = "HOST:PORT", default_value = DEFAULT_AGGREGATOR)]
+    pub(crate) aggregator: String,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// Begin with this many of the latest events.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub(crate) last: u32,
@@ -75,6 +79,51 @@ pub(crate) struct Observe {
     /// How an event looks.
     #[arg(long, short, value_enum, default_value_t = Output::Compact)]
     pub(crate) output: Output,
+}
+
+/// How a viewer shows who it is. Needed for any aggregator but one on this host without TLS.
+#[derive(Args)]
+pub(crate) struct Tls {
+    /// PEM file of the authorities that the aggregator's certificate may be from.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_certificate", "tls_key"])]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// PEM file of an observer's certificate.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_ca", "tls_key"])]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// PEM file of its key.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_ca", "tls_certificate"])]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Name in the aggregator's certificate; the host of the address without it.
+    #[arg(long, value_name = "NAME", requires = "tls_ca")]
+    pub(crate) tls_server_name: Option<String>,
+    /// No TLS, whatever the address.
+    #[arg(long, conflicts_with = "tls_ca")]
+    pub(crate) insecure_plaintext: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Certs {
+    /// Where the files go; the authority that is there is used again.
+    #[arg(long, value_name = "DIR", default_value = "certs")]
+    pub(crate) dir: PathBuf,
+    /// Cluster that the nodes and observers belong to.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub(crate) cluster: String,
+    /// A node whose shipper gets a certificate; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Vec<String>,
+    /// Somebody who may watch with `weir observe`; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) observer: Vec<String>,
+    /// DNS name or IP address of the aggregator; all of them stand in one certificate. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) server: Vec<String>,
+    /// How long certificates are valid.
+    #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(crate) days: u32,
+    /// Make a new authority, although there is one; what the old one signed stays as it is.
+    #[arg(long)]
+    pub(crate) new_ca: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,5 +1,5 @@
 //! `weir`: what a person runs. `weir up` watches this host without any server, `weir observe` watches a running
-//! aggregator, `weir verify` checks a Parquet tree against its manifest.
+//! aggregator, `weir verify` checks a Parquet tree against its manifest, `weir certs` makes certificates to try TLS with.
 //!
 //! The program also answers to the names `weir-shipper` and `weir-aggregator`: `weir up` starts the two as processes of
 //! their own from the one file, by their documented interface, so that one's death is not the other's. Nothing of
@@ -9,6 +9,7 @@
 
 mod adopt;
 mod arguments;
+pub mod certs;
 mod demo;
 mod duckdb;
 mod line;
@@ -42,6 +43,7 @@ pub fn main() -> ExitCode {
         Command::Up(arguments) => up::run(&arguments),
         Command::Observe(arguments) => observe::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Certs(arguments) => certs::run(&arguments),
         Command::DemoServer(arguments) => demo::server::run(&arguments),
         Command::DemoClient(arguments) => demo::client::run(&arguments),
     };

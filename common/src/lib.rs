@@ -1,5 +1,5 @@
 //! What Weir's binaries share, written once: the segmented log under the shipper's spool and the aggregator's journal,
-//! identifiers, table-driven configuration, the admin server, logging.
+//! identifiers, table-driven configuration, the admin server, TLS, logging.
 //!
 //! Nothing here knows what an event is.
 
@@ -12,3 +12,4 @@ pub mod file;
 pub mod id;
 pub mod log;
 pub mod logging;
+pub mod tls;

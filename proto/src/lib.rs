@@ -16,5 +16,7 @@ pub mod v1 {
     include!("generated/weir.v1.rs");
 }
 
+pub mod channel;
+
 /// The version of the stream protocol that `Hello::protocol_version` states.
 pub const PROTOCOL_VERSION: u32 = 1;

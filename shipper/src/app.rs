@@ -12,6 +12,8 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use weir_common::admin::{Admin, AdminError, Health};
 use weir_common::file::{FileError, atomic_write};
+use weir_common::tls::client::Dialer;
+use weir_common::tls::files::FilesError;
 
 use crate::client::Client;
 use crate::config::Config;
@@ -78,6 +80,9 @@ pub enum RunError {
     /// The admin server.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// The files of TLS can't be used.
+    #[error("set up TLS")]
+    Tls(#[from] FilesError),
     /// The ready file.
     #[error(transparent)]
     Ready(#[from] FileError),
@@ -100,6 +105,7 @@ impl Run {
     pub async fn run(self) -> Result<Outcome, RunError> {
         let Self { config, source, ready_file, shutdown, metrics } = self;
         let health = Health::default();
+        let dialer = dialer(&config, &metrics)?;
         let (spool, source) = open(&config, source, &metrics, &shutdown).await?;
         let outbox = spool.outbox();
         let admin = serve_admin(&config, &metrics, &health).await?;
@@ -111,6 +117,7 @@ impl Run {
         let stop_client = CancellationToken::new();
         let client = Client {
             options: config.client.clone(),
+            dialer,
             outbox: outbox.clone(),
             metrics: metrics.clone(),
             health: health.clone(),
@@ -197,6 +204,15 @@ fn end_replay(mut replay: Replay, outcome: Outcome) -> Result<Outcome, RunError>
         Outcome::Sent if !problems.is_empty() => Outcome::ReplayIncomplete,
         outcome => outcome,
     })
+}
+
+/// How aggregators are reached.
+fn dialer(config: &Config, metrics: &Metrics) -> Result<Dialer, FilesError> {
+    let reloads = metrics.tls_reloads.clone();
+    let reloaded = move |used| {
+        reloads.get_or_create(&[("result", if used { "used" } else { "failed" })]).inc();
+    };
+    Dialer::open(&config.tls, config.server_name.clone(), reloaded)
 }
 
 /// Opens spool and source on a thread that may block.

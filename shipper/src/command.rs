@@ -264,14 +264,14 @@ mod tests {
             "--node",
             "n1",
             "--aggregator",
-            "a:1",
+            "localhost:1",
             "--aggregator",
-            "b:2",
+            "[::1]:2",
         ])
         .unwrap();
         let config = Config::load(None, &arguments.common.flags()).unwrap();
         assert_eq!((config.body_bytes, config.client.node.as_str()), (65_536, "n1"));
-        assert_eq!(config.client.aggregators[0].addresses, ["a:1", "b:2"]);
+        assert_eq!(config.client.aggregators[0].addresses, ["localhost:1", "[::1]:2"]);
         Arguments::try_parse_from(["weir-shipper", "rebind"]).unwrap_err();
         Arguments::try_parse_from(["weir-shipper", "rebind", "--accept-new", "--to-journal", "x"])
             .unwrap_err();

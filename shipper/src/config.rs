@@ -12,6 +12,9 @@ use std::time::Duration;
 use serde_json::Value as Json;
 use weir_common::config::{ConfigErrors, Key, LoadOptions, ValueKind, Values};
 use weir_common::logging::Format;
+use weir_common::tls::ServerName;
+use weir_common::tls::config::{self as tls, TlsConfig};
+use weir_common::tls::plaintext::is_loopback;
 
 use crate::batch::PAYLOAD_BYTES_MAX;
 use crate::client::{AggregatorOptions, ClientOptions, rendezvous};
@@ -69,6 +72,17 @@ pub const KEYS: &[Key] = &[
         span(100, 24 * HOUR_MS),
         "30s",
         "How long an aggregator may be out of reach until batches that were never sent to it go to the next one.",
+    ),
+    tls::MODE,
+    tls::CERTIFICATE,
+    tls::KEY,
+    tls::CA,
+    tls::RELOAD_INTERVAL,
+    key(
+        "tls.server_name",
+        ValueKind::Text,
+        "",
+        "Name or address that the aggregator's certificate must have; empty takes the host of the address that is dialled.",
     ),
     key("spool.dir", ValueKind::Text, "/var/lib/weir/spool", "Folder of the spool; one shipper each."),
     key(
@@ -305,6 +319,10 @@ pub struct Config {
     pub client: ClientOptions,
     /// Names of the aggregators as they are listed, that of `aggregator.addresses` first.
     pub aggregators: Vec<String>,
+    /// TLS towards all aggregators.
+    pub tls: TlsConfig,
+    /// The name in their certificates; that of the address else.
+    pub server_name: Option<ServerName<'static>>,
     /// For the spool to be sent after the end of capture.
     pub drain_timeout: Duration,
     /// Metrics and health.
@@ -345,6 +363,10 @@ impl Config {
         }
         let mut aggregators = aggregators(values, &mut errors);
         let names = aggregators.iter().map(|aggregator| aggregator.name.clone()).collect();
+        let dialled = aggregators.iter().flat_map(|aggregator| &aggregator.addresses);
+        let dialled = dialled.map(|address| ("aggregator.addresses", address.as_str(), is_loopback(address)));
+        let tls = TlsConfig::parse(values, dialled, &mut errors);
+        let server_name = server_name(values.text("tls.server_name"), &mut errors);
         if values.text("aggregator.order") == "hash" {
             rendezvous(&node, &mut aggregators, |aggregator| &aggregator.name);
         }
@@ -395,6 +417,8 @@ impl Config {
                 window_bytes: values.bytes("client.window_bytes"),
             },
             aggregators: names,
+            tls,
+            server_name,
             drain_timeout: values.duration("drain.timeout"),
             admin,
             log_format: if values.text("log.format") == "json" { Format::Json } else { Format::Human },
@@ -491,6 +515,18 @@ fn address(path: &'static str, values: &Values, errors: &mut ConfigErrors) -> Op
     parsed
 }
 
+fn server_name(text: &str, errors: &mut ConfigErrors) -> Option<ServerName<'static>> {
+    const PATH: &str = "tls.server_name";
+    if text.is_empty() {
+        return None;
+    }
+    let name = ServerName::try_from(text.to_owned()).ok();
+    if name.is_none() {
+        errors.push(PATH, PATH, text, "a DNS name or an IP address");
+    }
+    name
+}
+
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
@@ -522,18 +558,23 @@ mod tests {
                 flag("aggregator.name", "a"),
                 flag("aggregator.others", others),
                 flag("aggregator.order", order),
+                flag("tls.mode", "insecure-plaintext"),
             ];
             let config = Config::load(None, &flags).unwrap();
             assert_eq!(config.aggregators, ["a", "b", "c"]);
             config.client.aggregators.into_iter().map(|aggregator| aggregator.name).collect::<Vec<_>>()
         };
         assert_eq!(load("n", "listed"), ["a", "b", "c"]);
+        let away = Config::load(None, &[flag("aggregator.others", others)]).unwrap_err();
+        assert_eq!(away.iter().filter(|error| error.key == "aggregator.addresses").count(), 3, "{away}");
         let first: std::collections::BTreeSet<_> =
             (0..50).map(|node| load(&format!("n{node}"), "hash").swap_remove(0)).collect();
         assert_eq!(first.len(), 3, "{first:?}");
         let bad = r#"[{"name": "default", "addresses": ["b:1"]}, {"name": "B", "addresses": ["b:1"]},
                       {"name": "c", "addresses": []}, 7, {"name": "d", "addresses": ["d:1"], "port": 1}]"#;
-        let errors = Config::load(None, &[flag("aggregator.others", bad)]).unwrap_err();
+        let errors =
+            Config::load(None, &[flag("aggregator.others", bad), flag("tls.mode", "insecure-plaintext")]);
+        let errors = errors.unwrap_err();
         let keys: Vec<_> = errors.iter().map(|error| error.key.as_str()).collect();
         let expected: Vec<_> = (0..5).map(|index| format!("aggregator.others[{index}]")).collect();
         assert_eq!(keys, expected, "{errors}");

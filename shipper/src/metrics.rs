@@ -99,6 +99,11 @@ pub const METRICS: &[Metric] = &[
     ),
     counter("weir_shipper_connects", "", "Streams that were welcomed by an aggregator"),
     counter("weir_shipper_disconnects", "reason", "Streams that ended or could not be opened, by reason"),
+    counter(
+        "weir_shipper_tls_reloads",
+        "result",
+        "New states of the files of TLS: used, or failed and the last good one kept",
+    ),
     counter("weir_shipper_epochs", "reason", "New epochs, by reason"),
     counter("weir_shipper_disk_full", "", "Appends that were put off because the disk was full"),
     counter(
@@ -154,6 +159,7 @@ pub struct Metrics {
     pub takeovers: CounterByAggregator,
     pub connects: Counter,
     pub disconnects: ByLabel,
+    pub tls_reloads: ByLabel,
     pub epochs: ByLabel,
     pub disk_full: Counter,
     pub kernel_map_full: ByLabel,
@@ -192,6 +198,7 @@ impl Metrics {
             takeovers,
             connects,
             disconnects,
+            tls_reloads,
             epochs,
             disk_full,
             kernel_map_full,
@@ -239,6 +246,7 @@ impl Metrics {
         put("takeovers", Registered::Counters(takeovers));
         put("connects", Registered::Counter(connects));
         put("disconnects", Registered::Family(disconnects));
+        put("tls_reloads", Registered::Family(tls_reloads));
         put("epochs", Registered::Family(epochs));
         put("disk_full", Registered::Counter(disk_full));
         put("kernel_map_full", Registered::Family(kernel_map_full));
@@ -328,6 +336,7 @@ mod tests {
             family.get_or_create(&[("reason", "any")]).inc();
         }
         metrics.any_aggregator();
+        drop(metrics.tls_reloads.get_or_create(&[("result", "used")]));
         for total in [4, 9] {
             metrics.kernel(&[("socks_full", total), ("parse_failed", 3)]);
         }

@@ -1,6 +1,7 @@
 //! The table of keys: sample file, reference page, environment and flags all come from it.
 
 use weir_common::config::{Key, ValueKind};
+use weir_common::tls::config as tls;
 
 /// Every key of the aggregator, in the order of the sample file.
 pub const KEYS: &[Key] = &[
@@ -13,6 +14,25 @@ pub const KEYS: &[Key] = &[
         "grpc.listen",
         "127.0.0.1:9464",
         "Address and port for shippers and `weir observe`; port 0 takes a free one.",
+    ),
+    tls::MODE,
+    tls::CERTIFICATE,
+    tls::KEY,
+    tls::CA,
+    tls::RELOAD_INTERVAL,
+    span(
+        "tls.handshake_timeout",
+        10,
+        600_000,
+        "5s",
+        "How long a TLS handshake may take; nothing is answered before it is complete.",
+    ),
+    count(
+        "tls.handshakes_max",
+        4,
+        65_536,
+        "256",
+        "Handshakes that are not complete, at most; one address has a quarter of them at most.",
     ),
     text("admin.listen", "127.0.0.1:9466", "Address and port of /metrics, /healthz and /readyz."),
     text(

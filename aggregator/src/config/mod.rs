@@ -15,6 +15,8 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 use weir_common::config::{ConfigErrors, LoadOptions, Values};
 use weir_common::logging::Format;
+use weir_common::tls::config::TlsConfig;
+use weir_common::tls::plaintext::is_loopback_ip;
 use weir_schema::Kind;
 use weir_schema::values::Identity;
 
@@ -38,6 +40,12 @@ pub struct Config {
     pub name: String,
     /// For shippers and viewers.
     pub grpc_listen: SocketAddr,
+    /// TLS of shippers and viewers.
+    pub tls: TlsConfig,
+    /// Of one handshake.
+    pub handshake_timeout: Duration,
+    /// Handshakes that are not complete.
+    pub handshakes_max: u32,
     /// For metrics and health.
     pub admin_listen: SocketAddr,
     /// Of shippers that name none.
@@ -121,9 +129,18 @@ impl Parser<'_> {
             epochs_max: size(values.u64("ingest.epochs_max")),
             age_s_max: i64::try_from(values.duration("ingest.state_age_max").as_secs()).unwrap_or(i64::MAX),
         };
+        let grpc_listen = self.address("grpc.listen");
+        let own = is_loopback_ip(grpc_listen.ip());
         let config = Config {
             name: values.text("name").to_owned(),
-            grpc_listen: self.address("grpc.listen"),
+            grpc_listen,
+            tls: TlsConfig::parse(
+                values,
+                [("grpc.listen", values.text("grpc.listen"), own)],
+                &mut self.errors,
+            ),
+            handshake_timeout: values.duration("tls.handshake_timeout"),
+            handshakes_max: narrow(values.u64("tls.handshakes_max")),
             admin_listen: self.address("admin.listen"),
             cluster_default: self.cluster("cluster.default", false),
             cluster_override: self.cluster("cluster.override", true),
@@ -404,6 +421,23 @@ mod tests {
             "journal.bytes_max",
         ];
         assert_eq!(keys, expected, "{errors}");
+    }
+
+    #[test]
+    fn without_tls_only_this_host_is_listened_on() {
+        assert_eq!(load(&[]).unwrap().tls, TlsConfig::Loopback);
+        let keys = |flags: &[(&str, &str)]| {
+            let errors = load(flags).unwrap_err();
+            errors.iter().map(|error| error.key.clone()).collect::<Vec<_>>()
+        };
+        let everywhere = ("grpc.listen", "0.0.0.0:9464");
+        assert_eq!(keys(&[everywhere]), ["grpc.listen"]);
+        let plain = ("tls.mode", "insecure-plaintext");
+        assert_eq!(load(&[everywhere, plain]).unwrap().tls, TlsConfig::Plaintext);
+        assert_eq!(keys(&[plain, ("tls.key", "k")]), ["tls.key"]);
+        assert_eq!(keys(&[("tls.mode", "mtls"), ("tls.key", "k")]), ["tls.certificate", "tls.ca"]);
+        let files = [everywhere, ("tls.certificate", "c"), ("tls.key", "k"), ("tls.ca", "a")];
+        assert!(matches!(load(&files).unwrap().tls, TlsConfig::Files { .. }));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Who may speak: checks of a Hello.
 
+use weir_common::tls::identity::{Identity, NoIdentity};
 use weir_proto::PROTOCOL_VERSION;
 use weir_proto::v1::Hello;
 use weir_proto::v1::refusal::Reason;
@@ -38,6 +39,34 @@ impl Refused {
 }
 
 impl HelloRules {
+    /// The same behind TLS: the names are the certificate's, and a Hello that claims others is refused.
+    pub fn admit(
+        &self,
+        hello: &Hello,
+        certificate: Option<&Result<Identity, NoIdentity>>,
+    ) -> Result<Origin, Refused> {
+        let refuse = |message: String| Err(Refused::stream(Reason::Identity, message));
+        match certificate {
+            None => self.check(hello),
+            Some(Err(none)) => refuse(none.to_string()),
+            Some(Ok(Identity::Observer { .. })) => {
+                refuse("the certificate is an observer's: it may watch, not send".to_owned())
+            }
+            Some(Ok(Identity::Node { cluster, node })) => {
+                for (what, claimed, own) in
+                    [("node", &hello.node, node), ("cluster", &hello.cluster, cluster)]
+                {
+                    if !claimed.is_empty() && claimed != own {
+                        return refuse(format!(
+                            "Hello.{what} is {claimed:?}, the certificate is for {own:?}"
+                        ));
+                    }
+                }
+                self.check(&Hello { node: node.clone(), cluster: cluster.clone(), ..hello.clone() })
+            }
+        }
+    }
+
     /// The origin that a Hello states, if it may speak.
     pub fn check(&self, hello: &Hello) -> Result<Origin, Refused> {
         let refuse = |reason, message: String| Err(Refused::stream(reason, message));
@@ -168,6 +197,30 @@ mod tests {
         assert_eq!((reason, message.contains("cluster.allowed")), (Reason::Identity, true), "{message}");
         let (reason, message) = refused(&|h| h.journal_id = vec![8; 16]);
         assert_eq!((reason, message.contains("rebind")), (Reason::OtherJournal, true), "{message}");
+    }
+
+    #[test]
+    fn behind_tls_the_names_are_the_certificates() {
+        let node = |cluster: &str, node: &str| {
+            Ok(Identity::Node { cluster: cluster.to_owned(), node: node.to_owned() })
+        };
+        let names = |hello: &Hello, certificate: Result<Identity, NoIdentity>| {
+            let origin = rules().admit(hello, Some(&certificate));
+            origin.map(|origin| (origin.cluster, origin.node)).map_err(|refused| {
+                assert_eq!(refused.reason, Reason::Identity);
+                refused.message
+            })
+        };
+        let nameless = Hello { node: String::new(), cluster: String::new(), ..hello() };
+        let named = Ok(("c".to_owned(), "n".to_owned()));
+        assert_eq!(names(&hello(), node("c", "n")), named);
+        assert_eq!(names(&nameless, node("c", "n")), named);
+        assert!(names(&hello(), node("c", "m")).unwrap_err().contains("the certificate is for \"m\""));
+        assert!(names(&hello(), node("home", "n")).unwrap_err().contains("Hello.cluster is \"c\""));
+        assert!(names(&nameless, node("elsewhere", "n")).unwrap_err().contains("cluster.allowed"));
+        assert!(names(&hello(), Err(NoIdentity::None)).unwrap_err().contains("names no Weir client"));
+        let observer = Identity::Observer { cluster: "c".into(), name: "n".into() };
+        assert!(names(&hello(), Ok(observer)).unwrap_err().contains("observer"));
     }
 
     #[test]

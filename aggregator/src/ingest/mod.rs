@@ -6,9 +6,11 @@
 pub mod check;
 pub mod decode;
 pub mod error;
+pub mod handshake;
 pub mod hello;
 pub mod limits;
 pub mod listener;
+pub mod peer;
 pub mod registry;
 mod scan;
 pub mod sequence;
@@ -29,6 +31,7 @@ use crate::accepted::{Accepted, Id};
 use crate::metrics::{Metrics, Reason};
 use hello::HelloRules;
 use limits::Limits;
+use peer::Peer;
 use registry::Registry;
 
 /// What every stream needs.
@@ -93,13 +96,14 @@ impl Ingest for IngestService {
                 shared.streams_max
             )));
         };
-        let peer = request.remote_addr();
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer = peer.ok_or_else(|| Status::internal("the connection is not known"))?;
         let (outbound, frames) = mpsc::channel(OUTBOUND_FRAMES);
         let tasks = shared.tasks.clone();
         tasks.spawn(async move {
             let open = shared.metrics.streams.clone();
             open.inc();
-            stream::serve(&shared, request.into_inner(), outbound, peer).await;
+            stream::serve(&shared, request.into_inner(), outbound, &peer).await;
             open.dec();
             drop(place);
         });

@@ -4,7 +4,6 @@
 //! nobody but itself. However a stream ends, what was accepted from it will be journaled.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use weir_proto::v1::{
 };
 
 use super::hello::Refused;
+use super::peer::Peer;
 use super::registry::Seat;
 use super::sequence::Verdict;
 use super::{IngestShared, check, decode};
@@ -41,11 +41,12 @@ pub(super) async fn serve(
     shared: &IngestShared,
     mut inbound: Streaming<ShipperFrame>,
     outbound: Outbound,
-    peer: Option<SocketAddr>,
+    peer: &Peer,
 ) {
     let greeted = tokio::select! {
-        greeted = greet(shared, &mut inbound) => greeted,
+        greeted = greet(shared, &mut inbound, peer) => greeted,
         () = shared.draining.cancelled() => Err(End::Refused(draining())),
+        () = peer.revoked.cancelled() => Err(End::Refused(revoked())),
         () = outbound.closed() => Err(End::Gone),
     };
     let origin = match greeted {
@@ -79,6 +80,7 @@ pub(super) async fn serve(
         end = acknowledge(&outbound, &mut journaled, &again, &fence) => end,
         () = fence.cancelled() => End::Refused(superseded()),
         () = shared.draining.cancelled() => End::Refused(draining()),
+        () = peer.revoked.cancelled() => End::Refused(revoked()),
         () = outbound.closed() => End::Gone,
     };
     match end {
@@ -87,6 +89,7 @@ pub(super) async fn serve(
         End::Refused(refused) => {
             let patience = match refused.reason {
                 Reason::Superseded => Duration::ZERO,
+                _ if peer.revoked.is_cancelled() => REFUSAL_PATIENCE,
                 // The writer has a bound of its own: then the registry lets go of the seat.
                 Reason::Draining => Duration::MAX,
                 _ => REFUSAL_PATIENCE,
@@ -97,12 +100,16 @@ pub(super) async fn serve(
     }
 }
 
-async fn greet(shared: &IngestShared, inbound: &mut Streaming<ShipperFrame>) -> Result<Origin, End> {
+async fn greet(
+    shared: &IngestShared,
+    inbound: &mut Streaming<ShipperFrame>,
+    peer: &Peer,
+) -> Result<Origin, End> {
     let refuse = |message: String| Err(End::Refused(Refused::stream(Reason::Protocol, message)));
     match timeout(shared.hello_timeout, inbound.message()).await {
         Err(_) => refuse(format!("no Hello within {} ms", shared.hello_timeout.as_millis())),
         Ok(Ok(Some(ShipperFrame { frame: Some(shipper_frame::Frame::Hello(hello)) }))) => {
-            shared.hello.check(&hello).map_err(End::Refused)
+            shared.hello.admit(&hello, peer.certificate.as_ref()).map_err(End::Refused)
         }
         Ok(Ok(Some(ShipperFrame { frame: None }))) => {
             refuse("a frame without content came before Hello".into())
@@ -397,11 +404,11 @@ impl Drop for Arrival<'_> {
     }
 }
 
-async fn refuse(shared: &IngestShared, outbound: &Outbound, refused: Refused, peer: Option<SocketAddr>) {
+async fn refuse(shared: &IngestShared, outbound: &Outbound, refused: Refused, peer: &Peer) {
     let Refused { reason, message, number } = refused;
     let label = metrics::Reason { reason: reason_label(reason) };
     shared.metrics.streams_refused.get_or_create(&label).inc();
-    tracing::info!(reason = label.reason, number, message, ?peer, "stream refused");
+    tracing::info!(reason = label.reason, number, message, peer = %peer.address, "stream refused");
     let frame = aggregator_frame::Frame::Refusal(Refusal { reason: reason.into(), message, number });
     // A peer that does not read its refusal does without.
     let _ = timeout(REFUSAL_PATIENCE, send(outbound, frame)).await;
@@ -417,6 +424,10 @@ fn bad_frame(status: &Status) -> String {
 
 fn draining() -> Refused {
     Refused::stream(Reason::Draining, "the aggregator is draining; come back")
+}
+
+fn revoked() -> Refused {
+    Refused::stream(Reason::Draining, "the certificate is not accepted any more; come back with a new one")
 }
 
 fn superseded() -> Refused {

@@ -12,10 +12,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
+use weir_common::tls::identity::Identity;
 use weir_proto::v1::observe_server::Observe;
 use weir_proto::v1::{ObserveReply, ObserveRequest, ObservedEvent, SinkStatus, Status as Counters};
 use weir_schema::Kind;
 
+use crate::ingest::peer::Peer;
 use crate::ingest::registry::Registry;
 use crate::journal::{JournalReader, JournalRecord, ReadError, SinkCursors};
 use crate::metrics::{KindLabel, Metrics};
@@ -50,6 +52,17 @@ impl Observe for ObserveService {
         &self,
         request: Request<ObserveRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer = peer.ok_or_else(|| Status::internal("the connection is not known"))?;
+        match &peer.certificate {
+            None | Some(Ok(Identity::Observer { .. })) => {}
+            Some(Ok(Identity::Node { .. })) => {
+                return Err(Status::permission_denied(
+                    "the certificate is a node's: it may send, not watch; an observer's is needed",
+                ));
+            }
+            Some(Err(none)) => return Err(Status::permission_denied(none.to_string())),
+        }
         let ObserveRequest { kinds, last, follow } = request.into_inner();
         let kinds = parse_kinds(&kinds)?;
         if last > LAST_MAX {
@@ -68,6 +81,7 @@ impl Observe for ObserveService {
             tokio::select! {
                 () = viewer.serve(last as usize, follow) => {}
                 () = shared.draining.cancelled() => {}
+                () = peer.revoked.cancelled() => {}
             }
             viewers.dec();
         });

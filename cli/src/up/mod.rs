@@ -59,7 +59,7 @@ async fn up(arguments: &arguments::Up) -> anyhow::Result<u8> {
         .and_then(|text| text.parse().ok())
         .context("the aggregator did not say where it listens")?;
     let request = ObserveRequest { kinds: Vec::new(), last: 0, follow: true };
-    let mut replies = observe::connect(address, request).await?;
+    let mut replies = observe::connect_here(address, request).await?;
 
     let config = config::shipper(&folders, address, interval.unwrap_or(INTERVAL));
     let unload = Unload { config: service::write_config("unload", &config, &folders.state)? };

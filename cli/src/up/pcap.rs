@@ -34,7 +34,7 @@ pub(super) async fn replay(arguments: &arguments::Up) -> anyhow::Result<u8> {
         .and_then(|text| text.parse().ok())
         .context("the aggregator did not say where it listens")?;
     let request = ObserveRequest { kinds: Vec::new(), last: 0, follow: true };
-    let mut replies = observe::connect(address, request).await?;
+    let mut replies = observe::connect_here(address, request).await?;
 
     let config = config::shipper_of_replay(&folders, address, *interval);
     let mut words: Vec<OsString> = vec!["replay".into()];

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weir_common::admin::Health;
 use weir_common::id::{hex, uuid_text};
+use weir_common::tls::client::{DialError, Dialer};
 use weir_proto::v1::Welcome;
 
 use super::backoff::Backoff;
@@ -29,6 +30,7 @@ pub(super) struct Lane {
     pub(super) options: Arc<ClientOptions>,
     /// Of the aggregator in the options.
     pub(super) index: usize,
+    pub(super) dialer: Dialer,
     pub(super) outbox: Outbox,
     pub(super) metrics: Metrics,
     pub(super) health: Health,
@@ -69,6 +71,8 @@ impl Lane {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(delay) => {}
+                // Most likely it is what was waited for.
+                () = self.dialer.changed() => {}
             }
         }
         self.connected(false);
@@ -273,10 +277,11 @@ impl Refused {
 fn label(error: &SessionError) -> &'static str {
     match error {
         SessionError::Refused { reason, .. } => reason.as_str_name(),
-        SessionError::Address { .. } => "address",
-        SessionError::Connect { .. } => "connect",
+        SessionError::Dial(DialError::Address { .. } | DialError::NotLoopback { .. }) => "address",
+        SessionError::Dial(DialError::Connect { .. }) | SessionError::Channel { .. } => "connect",
+        SessionError::Dial(DialError::Tls { failure, .. }) | SessionError::Tls(failure) => failure.label(),
         SessionError::Status(_) => "stream",
-        SessionError::Timeout { .. } => "timeout",
+        SessionError::Dial(DialError::Timeout { .. }) | SessionError::Timeout { .. } => "timeout",
         SessionError::Closed => "closed",
         SessionError::Unexpected { .. } | SessionError::NotSent(_) => "protocol",
         SessionError::OtherJournal { .. } => "other_journal",

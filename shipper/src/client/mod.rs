@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use weir_common::admin::Health;
+use weir_common::tls::client::Dialer;
 
 pub use route::rendezvous;
 pub use session::SessionError;
@@ -86,6 +87,8 @@ pub struct ClientOptions {
 pub struct Client {
     /// Settings.
     pub options: ClientOptions,
+    /// How aggregators are reached.
+    pub dialer: Dialer,
     /// What to send.
     pub outbox: Outbox,
     /// What is counted.
@@ -97,7 +100,7 @@ pub struct Client {
 impl Client {
     /// Sends until stopped. Nothing is lost by stopping it at any time.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { options, outbox, metrics, health } = self;
+        let Self { options, dialer, outbox, metrics, health } = self;
         let options = Arc::new(options);
         let route = Arc::new(Route::new(options.aggregators.len(), options.takeover_after));
         release_unclaimed(&outbox, &health).await;
@@ -107,6 +110,7 @@ impl Client {
             let lane = Lane {
                 options: Arc::clone(&options),
                 index,
+                dialer: dialer.clone(),
                 outbox: outbox.of(&aggregator.name),
                 metrics: metrics.clone(),
                 health: health.clone(),

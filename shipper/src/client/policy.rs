@@ -1,5 +1,7 @@
 //! What to do when a stream ended: every reason decided on purpose, in one match.
 
+use weir_common::tls::client::DialError;
+use weir_common::tls::failure::Failure;
 use weir_proto::v1::refusal::Reason;
 
 use super::session::SessionError;
@@ -48,8 +50,12 @@ pub(super) fn verdict(error: &SessionError) -> Verdict {
         SessionError::Limits { .. } => {
             Verdict::Hold("the aggregator takes smaller batches than the spool holds: raise its limit")
         }
-        SessionError::Address { .. } => Verdict::Hold("correct aggregator.addresses or aggregator.others"),
-        SessionError::Connect { .. }
+        SessionError::Dial(DialError::Address { .. } | DialError::NotLoopback { .. }) => {
+            Verdict::Hold("correct aggregator.addresses or aggregator.others")
+        }
+        SessionError::Dial(DialError::Tls { failure, .. }) | SessionError::Tls(failure) => tls(*failure),
+        SessionError::Dial(DialError::Connect { .. } | DialError::Timeout { .. })
+        | SessionError::Channel { .. }
         | SessionError::Status(_)
         | SessionError::Timeout { .. }
         | SessionError::Closed
@@ -57,6 +63,31 @@ pub(super) fn verdict(error: &SessionError) -> Verdict {
         | SessionError::NotSent(_)
         | SessionError::Outbox(_)
         | SessionError::Reader => Verdict::Retry,
+    }
+}
+
+fn tls(failure: Failure) -> Verdict {
+    match failure {
+        Failure::Expired
+        | Failure::NotYetValid
+        | Failure::UnknownCa
+        | Failure::WrongName
+        | Failure::WrongPurpose
+        | Failure::BadCertificate => Verdict::Hold("correct the aggregator's certificate, or tls.ca here"),
+        Failure::PeerExpired
+        | Failure::PeerUnknownCa
+        | Failure::PeerNoCertificate
+        | Failure::PeerBadCertificate => {
+            Verdict::Hold("correct tls.certificate here, or tls.ca of the aggregator")
+        }
+        Failure::Version | Failure::NotTls => {
+            Verdict::Hold("this is no aggregator that speaks TLS: see tls.mode on both sides")
+        }
+        Failure::NoCertificate
+        | Failure::PeerAlert
+        | Failure::Timeout
+        | Failure::Closed
+        | Failure::Protocol => Verdict::Retry,
     }
 }
 

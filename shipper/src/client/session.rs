@@ -8,16 +8,18 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Status, Streaming};
 use weir_common::crash;
 use weir_common::id::hex;
-use weir_proto::PROTOCOL_VERSION;
+use weir_common::tls::client::{DialError, Link};
+use weir_common::tls::failure::Failure;
 use weir_proto::v1::aggregator_frame::Frame as Inbound;
 use weir_proto::v1::ingest_client::IngestClient;
 use weir_proto::v1::refusal::Reason;
 use weir_proto::v1::shipper_frame::Frame as Outbound;
 use weir_proto::v1::{AggregatorFrame, Batch, Codec, Hello, LossEvent, Refusal, ShipperFrame, Skip, Welcome};
+use weir_proto::{PROTOCOL_VERSION, channel};
 use weir_schema::SCHEMA_VERSION;
 
 use super::lane::Lane;
@@ -45,20 +47,18 @@ pub(super) enum Ended {
 /// How a stream ended otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// An address of `aggregator.addresses` cannot be connected to by its form.
-    #[error("{address} is not an address")]
-    Address {
-        /// What was configured.
-        address: String,
-        /// What is wrong.
-        source: tonic::transport::Error,
-    },
     /// No connection.
-    #[error("connect to aggregator {address}")]
-    Connect {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// TLS ended the connection, or its certificate is not accepted any more.
+    #[error("TLS with the aggregator: {0}")]
+    Tls(Failure),
+    /// No HTTP/2 on it.
+    #[error("speak HTTP/2 with aggregator {address}")]
+    Channel {
         /// Where.
         address: String,
-        /// The network's words.
+        /// What is wrong.
         source: tonic::transport::Error,
     },
     /// The stream broke.
@@ -139,8 +139,29 @@ pub(super) async fn run(
     head: &Head,
     welcomed: &mut bool,
 ) -> Result<Ended, SessionError> {
+    let link = lane.dialer.dial(address, lane.options.connect_timeout).await?;
+    let (server, failure) = (link.server(), link.failure());
+    let ended = tokio::select! {
+        ended = converse(lane, address, link, head, welcomed) => ended,
+        refused = lane.dialer.refused(server.as_ref()) => Err(SessionError::Tls(refused)),
+    };
+    match (ended, failure.met()) {
+        // What TLS said is why the rest failed.
+        (Err(_), Some(failure)) => Err(SessionError::Tls(failure)),
+        (ended, _) => ended,
+    }
+}
+
+/// The same on a connection.
+async fn converse(
+    lane: &Lane,
+    address: &str,
+    link: Link,
+    head: &Head,
+    welcomed: &mut bool,
+) -> Result<Ended, SessionError> {
     let (outbound, frames) = mpsc::channel(QUEUE_FRAMES);
-    let mut inbound = open(lane, address, head, &outbound, frames).await?;
+    let mut inbound = open(lane, address, link, head, &outbound, frames).await?;
     let patience = lane.options.hello_timeout;
     let first = timeout(patience, inbound.message())
         .await
@@ -177,21 +198,22 @@ pub(super) async fn run(
 async fn open(
     lane: &Lane,
     address: &str,
+    link: Link,
     head: &Head,
     outbound: &mpsc::Sender<ShipperFrame>,
     frames: mpsc::Receiver<ShipperFrame>,
 ) -> Result<Streaming<AggregatorFrame>, SessionError> {
     let options = &lane.options;
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|source| SessionError::Address { address: address.to_owned(), source })?
-        .connect_timeout(options.connect_timeout)
-        .http2_keep_alive_interval(options.keepalive_interval)
-        .keep_alive_timeout(options.keepalive_timeout)
-        .keep_alive_while_idle(true);
-    let channel: Channel = timeout(options.connect_timeout * 2, endpoint.connect())
+    let tune = |endpoint: Endpoint| {
+        endpoint
+            .http2_keep_alive_interval(options.keepalive_interval)
+            .keep_alive_timeout(options.keepalive_timeout)
+            .keep_alive_while_idle(true)
+    };
+    let channel = timeout(options.connect_timeout, channel::over(link, tune))
         .await
-        .map_err(|_| SessionError::Timeout { what: "connection", after: options.connect_timeout * 2 })?
-        .map_err(|source| SessionError::Connect { address: address.to_owned(), source })?;
+        .map_err(|_| SessionError::Timeout { what: "connection", after: options.connect_timeout })?
+        .map_err(|source| SessionError::Channel { address: address.to_owned(), source })?;
     let mut ingest = IngestClient::new(channel)
         .max_decoding_message_size(FRAME_BYTES_MAX)
         .max_encoding_message_size(PAYLOAD_BYTES_MAX + ENVELOPE_BYTES);

@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod capture;
+pub mod certs;
 pub mod drainer;
 pub mod duckdb;
 pub mod frames;

@@ -173,6 +173,7 @@ fn shipper_registry() -> Registry {
     for family in [dropped_events, dropped_batches, dropped_bytes, disconnects, epochs] {
         drop(family.get_or_create(&[("reason", "any")]));
     }
+    drop(metrics.tls_reloads.get_or_create(&[("result", "any")]));
     drop(metrics.kernel_map_full.get_or_create(&[("map", "any")]));
     registry
 }
@@ -188,6 +189,7 @@ fn aggregator_registry() -> Registry {
         metrics.refused_events.get_or_create(&reason),
         metrics.streams_refused.get_or_create(&reason),
         metrics.connections_refused.get_or_create(&reason),
+        metrics.connections_revoked.get_or_create(&reason),
         metrics.lost_events.get_or_create(&LossLabel { stage: "any", reason: "any" }),
         metrics.journaled_events.get_or_create(&KindLabel { kind: "any" }),
     ));
