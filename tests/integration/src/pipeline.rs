@@ -12,7 +12,7 @@ use crate::capture::TRAFFIC_MAX;
 use crate::duckdb::{DuckDb, Row, number};
 use crate::net::{Bytes, kernel_tests_possible};
 use crate::process::{Process, free_address};
-use crate::scene::{Scene, family};
+use crate::scene::{Router, Scene, family};
 use crate::system::{Aggregator, Shipper};
 
 /// The programs under test, which cargo tells a test of.
@@ -47,6 +47,15 @@ pub struct Pipeline {
     _home: TempDir,
 }
 
+/// The shipper's configuration for the links of a router.
+fn at_links(router: &Router) -> [String; 3] {
+    [
+        "capture.interfaces.enabled=true".to_owned(),
+        r#"capture.interfaces.links=["w*"]"#.to_owned(),
+        format!(r#"capture.interfaces.namespaces=["{}"]"#, router.host.path()),
+    ]
+}
+
 /// What one report, or the primary one, sums up to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sums {
@@ -61,6 +70,15 @@ pub struct Sums {
 impl Pipeline {
     /// Starts both, so that all of the scene's traffic is captured. `None`, with the reason printed, where such a test cannot run.
     pub fn new(programs: Programs, scene: impl FnOnce() -> Scene) -> Option<Self> {
+        Self::start(programs, scene, false)
+    }
+
+    /// As [`Pipeline::new`], and the links of the scene's router are captured too.
+    pub fn at_links(programs: Programs, scene: impl FnOnce() -> Scene) -> Option<Self> {
+        Self::start(programs, scene, true)
+    }
+
+    fn start(programs: Programs, scene: impl FnOnce() -> Scene, links: bool) -> Option<Self> {
         if !kernel_tests_possible() {
             return None;
         }
@@ -83,7 +101,7 @@ impl Pipeline {
             aggregator: aggregator.address,
             cgroup: scene.pods.path().to_owned(),
             pins: Shipper::pins(),
-            set: Vec::new(),
+            set: scene.router.iter().filter(|_| links).flat_map(at_links).collect(),
         };
         let aggregating = aggregator.start(None);
         let shipping = shipper.start(None);

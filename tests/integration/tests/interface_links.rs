@@ -1,8 +1,6 @@
 //! Links come and go, shippers die and are replaced, namespaces use the same numbers: what the interface vantage counts
 //! stays exact, and it leaves nothing behind. What has no connection is visible: scans, and what a policy drops.
 
-#![expect(clippy::unwrap_used, reason = "tests panic where they fail")]
-
 use std::{
     fs,
     time::{Duration, Instant},

@@ -9,11 +9,13 @@ use weir_integration_tests::{
     capture::{TRAFFIC_MAX, TestCapture, opened_of, sent_of},
     net::kernel_tests_possible,
     scene::Scene,
+    traffic::Traffic,
 };
 use weir_schema::values::{EndReason, Orientation, Reporter, TunnelType, Vantage};
 use weir_shipper::flow::FlowRecord;
 
 const TRAFFIC: &str = env!("CARGO_BIN_EXE_traffic");
+const TUNNEL: &str = env!("CARGO_BIN_EXE_tunnel");
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const CONNECTIONS: u64 = 50;
@@ -49,7 +51,7 @@ fn of<'a>(capture: &'a TestCapture, scene: &'a Scene, device: &'a str, protocol:
     records
 }
 
-fn exact(capture: &TestCapture, scene: &Scene, protocols: &[(u8, &str)]) {
+fn exact(capture: &TestCapture, scene: &Scene, protocols: &[(u8, &str)], connections: u64) {
     let router = scene.router.as_ref().unwrap();
     for device in [&router.inside, &router.outside] {
         for (protocol, name) in protocols {
@@ -58,12 +60,12 @@ fn exact(capture: &TestCapture, scene: &Scene, protocols: &[(u8, &str)]) {
             assert_eq!(sums, scene.wire(name), "{name} at {device}");
         }
         let records = of(capture, scene, device, TCP);
-        assert_eq!(opened_of(records.iter().copied()), CONNECTIONS);
+        assert_eq!(opened_of(records.iter().copied()), connections);
         assert!(records.iter().all(|record| record.orientation == Orientation::Observed), "{records:#?}");
         let closed = records.iter().filter(|record| record.end_reason == Some(EndReason::Closed)).count();
-        assert_eq!(closed as u64, CONNECTIONS, "each connection has ended once at {device}");
+        assert_eq!(closed as u64, connections, "each connection has ended once at {device}");
         let timed: u64 = records.iter().filter(|record| record.handshake_us.is_some()).count() as u64;
-        assert!(timed >= CONNECTIONS - 2, "{timed} handshakes fell into one interval");
+        assert!(timed >= connections - 2, "{timed} handshakes fell into one interval");
     }
     assert_eq!(capture.counter("flows_full") + capture.counter("meta_full"), 0);
 }
@@ -75,10 +77,10 @@ fn forwarded_over_both_families() {
     }
     let scene = Scene::forwarded();
     let capture = run(&scene, "10.9.2.2", "10.9.2.2:80", "both");
-    exact(&capture, &scene, &[(TCP, "tcp"), (UDP, "udp")]);
+    exact(&capture, &scene, &[(TCP, "tcp"), (UDP, "udp")], CONNECTIONS);
     let scene = Scene::forwarded();
     let capture = run(&scene, "[fd09:2::2]", "[fd09:2::2]:80", "both");
-    exact(&capture, &scene, &[(TCP, "tcp"), (UDP, "udp")]);
+    exact(&capture, &scene, &[(TCP, "tcp"), (UDP, "udp")], CONNECTIONS);
 }
 
 #[test]
@@ -88,7 +90,7 @@ fn behind_snat_each_link_has_its_own_view() {
     }
     let scene = Scene::behind_snat();
     let capture = run(&scene, "10.9.2.2", "10.9.2.2:80", "both");
-    exact(&capture, &scene, &[(TCP, "tcp"), (UDP, "udp")]);
+    exact(&capture, &scene, &[(TCP, "tcp"), (UDP, "udp")], CONNECTIONS);
     let router = scene.router.as_ref().unwrap();
     let sources = |device: &str| -> HashSet<String> {
         of(&capture, &scene, device, TCP).iter().map(|record| record.src_ip.to_string()).collect()
@@ -104,7 +106,7 @@ fn behind_dnat_each_link_has_its_own_view() {
     }
     let scene = Scene::behind_dnat();
     let capture = run(&scene, "10.9.2.2", "10.9.1.254:8080", "tcp");
-    exact(&capture, &scene, &[(TCP, "tcp")]);
+    exact(&capture, &scene, &[(TCP, "tcp")], CONNECTIONS);
     let router = scene.router.as_ref().unwrap();
     let targets = |device: &str| -> HashSet<(String, u16)> {
         let records = of(&capture, &scene, device, TCP);
@@ -121,7 +123,7 @@ fn across_a_bridge() {
     }
     let scene = Scene::bridged();
     let capture = run(&scene, "10.9.0.2", "10.9.0.2:80", "both");
-    exact(&capture, &scene, &[(TCP, "tcp"), (UDP, "udp")]);
+    exact(&capture, &scene, &[(TCP, "tcp"), (UDP, "udp")], CONNECTIONS);
     let router = scene.router.as_ref().unwrap();
     let arp = capture.link(&router.host, &router.inside).filter(|record| record.protocol == 255);
     let ethertypes: HashSet<u16> = arp.map(|record| record.dst_port).collect();
@@ -135,7 +137,7 @@ fn within_vxlan_the_inner_flow_is_counted_once() {
     }
     let scene = Scene::forwarded_in_vxlan();
     let capture = run(&scene, "10.8.0.2", "10.8.0.2:80", "tcp");
-    exact(&capture, &scene, &[(TCP, "tcp")]);
+    exact(&capture, &scene, &[(TCP, "tcp")], CONNECTIONS);
     let router = scene.router.as_ref().unwrap();
     for device in [&router.inside, &router.outside] {
         for record in of(&capture, &scene, device, TCP) {
@@ -149,4 +151,66 @@ fn within_vxlan_the_inner_flow_is_counted_once() {
         let outer = capture.link(&router.host, device).filter(|record| record.dst_port == 4789);
         assert!(outer.map(|record| record.src_packets + record.dst_packets).sum::<u64>() <= 8);
     }
+}
+
+/// What the records must say beside the inner flow: VLAN tags, tunnel, id.
+type Around = (u16, u16, Option<TunnelType>, Option<u32>);
+
+/// Carries a few connections through a tunnel whose ends are programs, since not every kernel has the modules.
+fn tunnelled(kind: &str, scene: &Scene, ends: [&str; 2], around: Around) {
+    const CONNECTIONS: u64 = 20;
+    let router = scene.router.as_ref().unwrap();
+    let mut capture = TestCapture::of_links(&scene.pods, &[&router.host]);
+    let start = |host: &weir_integration_tests::net::Namespace, pod, from: &str, to: &str, last: u8| {
+        let line = format!("{kind} {from} {to} {}", scene.device(host));
+        let tunnel = Traffic::server(TUNNEL, pod, host, &line);
+        host.ip("link set tu0 mtu 1300 up");
+        host.ip(&format!("addr add 10.8.0.{last}/24 dev tu0"));
+        host.ip(&format!("addr add fd08::{last}/64 dev tu0 nodad"));
+        tunnel
+    };
+    let _client_end = start(&scene.client, &scene.client_pod, ends[0], ends[1], 1);
+    let _server_end = start(&scene.server, &scene.server_pod, ends[1], ends[0], 2);
+    let server = if kind == "sit" { "[fd08::2]:80" } else { "10.8.0.2:80" };
+    let _server = scene.serve(TRAFFIC, &format!("serve-tcp {server} 1"));
+    scene
+        .connect(TRAFFIC, &format!("connect-tcp {server} {CONNECTIONS} 20000 30000 1"))
+        .wait(TRAFFIC_MAX, || {});
+    capture.finish();
+    exact(&capture, scene, &[(TCP, "tcp")], CONNECTIONS);
+    let (vlan, inner_vlan, tunnel_type, id) = around;
+    for device in [&router.inside, &router.outside] {
+        for record in of(&capture, scene, device, TCP) {
+            let link = record.link.as_ref().unwrap();
+            assert_eq!((link.vlan_id, link.inner_vlan_id), (vlan, inner_vlan), "{kind}");
+            let tunnel = link.tunnel.map(|tunnel| (tunnel.kind, tunnel.id, tunnel.src_ip.to_string()));
+            assert_eq!(tunnel, tunnel_type.map(|kind| (kind, id, ends[0].to_owned())), "{kind}");
+            assert_eq!(record.dst_port, 80);
+        }
+    }
+}
+
+#[test]
+fn within_ip_in_ip_gre_and_geneve_the_inner_flow_is_counted_once() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    for (kind, tunnel, id) in [
+        ("ipip", TunnelType::Ipip, None),
+        ("sit", TunnelType::Ipip, None),
+        ("gre", TunnelType::Gre, Some(5)),
+        ("geneve", TunnelType::Geneve, Some(9)),
+    ] {
+        tunnelled(kind, &Scene::forwarded(), ["10.9.1.1", "10.9.2.2"], (0, 0, Some(tunnel), id));
+    }
+}
+
+#[test]
+fn on_a_trunk_tags_are_part_of_the_flow() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let ends = ["10.9.0.1", "10.9.0.2"];
+    tunnelled("vlan", &Scene::bridged(), ends, (10, 0, None, None));
+    tunnelled("qinq", &Scene::bridged(), ends, (100, 10, None, None));
 }

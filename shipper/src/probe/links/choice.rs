@@ -44,6 +44,7 @@ impl FromStr for LinkPattern {
         match text.split_once(':') {
             None if text == "uplink" => Ok(Self::Uplink),
             Some(("kind", kind)) if word(kind) => Ok(Self::Kind(kind.to_owned())),
+            Some(("kind", _)) => Err(BadPattern),
             _ if word(text) => Ok(Self::Name(text.to_owned())),
             _ => Err(BadPattern),
         }

@@ -127,3 +127,66 @@ fn attribute(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
     to.extend_from_slice(value);
     to.resize(to.len().next_multiple_of(4), 0);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::{
+        CaptureConfig, InterfaceConfig, KernelFeatures, links::attach::Loader, pins::Pins, remove_pins,
+    };
+
+    const RTM_GETTFILTER: u16 = 46;
+    const NLM_F_DUMP: u16 = 0x300;
+
+    fn filters(netlink: &Netlink) -> usize {
+        let mut found = 0;
+        let body = header(1, 0, INGRESS_PARENT, 0);
+        let listed = netlink.request(RTM_GETTFILTER, NLM_F_DUMP, &body, |kind, message| {
+            // Without a handle it is the chain's head.
+            found += usize::from(kind == RTM_NEWTFILTER && message[8..12] == HANDLE.to_ne_bytes());
+        });
+        listed.unwrap();
+        found
+    }
+
+    #[test]
+    fn a_filter_is_added_once_replaced_and_removed() {
+        // SAFETY: no pointers.
+        if unsafe { libc::geteuid() } != 0 {
+            assert!(std::env::var_os("CI").is_none(), "needs root");
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let root = PathBuf::from(format!("/sys/fs/bpf/weir-unit-clsact-{}", std::process::id()));
+        let pins = Pins::open(&root).unwrap();
+        let interfaces = InterfaceConfig { flow_entries: 64, meta_entries: 64, ..InterfaceConfig::default() };
+        let config = CaptureConfig {
+            flow_entries: 64,
+            socket_entries: 64,
+            meta_entries: 64,
+            cgroup_entries: 64,
+            interfaces: Some(interfaces),
+            ..CaptureConfig::default()
+        };
+        let mut loader = Loader::new(KernelFeatures::probe(), config, pins.directory().to_owned());
+        let seen = std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                // SAFETY: no pointers; only this thread, which ends soon, is in the new namespace.
+                assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+                let netlink = Netlink::open().unwrap();
+                let programs = loader.programs(1, true).unwrap();
+                let program = programs.program(Tcx::Ingress).unwrap();
+                replace(program, 1, Tcx::Ingress).unwrap();
+                replace(program, 1, Tcx::Ingress).unwrap();
+                let there = filters(&netlink);
+                remove(&netlink, 1, Tcx::Ingress).unwrap();
+                remove(&netlink, 1, Tcx::Ingress).unwrap();
+                (there, filters(&netlink))
+            });
+            thread.join()
+        });
+        drop(pins);
+        remove_pins(&root).unwrap();
+        assert_eq!(seen.unwrap(), (1, 0));
+    }
+}
