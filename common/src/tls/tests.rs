@@ -90,7 +90,9 @@ async fn a_change_is_used_once_it_is_whole() {
     let files = write(dir.path(), &first, &first_key);
     let counts = Arc::new([AtomicU32::new(0), AtomicU32::new(0)]);
     let count = Arc::clone(&counts);
-    let reloaded = move |used| drop(count[usize::from(used)].fetch_add(1, Ordering::AcqRel));
+    let reloaded = move |used| {
+        count[usize::from(used)].fetch_add(1, Ordering::AcqRel);
+    };
     let every = Duration::from_millis(5);
     let mut state = reload::watch(files.clone(), every, TlsServer::new, reloaded).unwrap();
     state.mark_unchanged();
