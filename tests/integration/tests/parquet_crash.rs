@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use weir_aggregator::sink::parquet::manifest::Reason;
 use weir_aggregator::sink::parquet::synthetic::{Synthetic, synthetic_event_id};
-use weir_aggregator::sink::parquet::{CRASH_POINTS, Keep, ParquetConfig, ParquetSink, Report, verify};
+use weir_aggregator::sink::parquet::{Keep, ParquetConfig, ParquetSink, Report, verify};
 use weir_common::id::uuid_text;
 use weir_integration_tests::duckdb::{DuckDb, read_all};
 use weir_integration_tests::scale::scale;
@@ -109,7 +109,14 @@ fn assert_each_once(duckdb: &DuckDb, folder: &Path, next: u64, what: &str) {
 fn killed_at_every_step_of_a_cut() {
     let Some(duckdb) = DuckDb::find() else { return };
     let counts: &[u32] = if scale().name == "soak" { &[1, 2, 3, 5, 7, 11] } else { &[1, 2] };
-    for point in &CRASH_POINTS[..6] {
+    for point in [
+        "parquet.file_written",
+        "parquet.intent_synced",
+        "parquet.published_one",
+        "parquet.published_all",
+        "parquet.manifest_written",
+        "parquet.intent_removed",
+    ] {
         for count in counts {
             // A cut every third record, so that the point is passed that often.
             let next = 3 * u64::from(*count) + 5;

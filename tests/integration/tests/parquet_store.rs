@@ -14,9 +14,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use weir_aggregator::sink::parquet::manifest::Reason;
 use weir_aggregator::sink::parquet::synthetic::{Synthetic, synthetic_event_id};
-use weir_aggregator::sink::parquet::{
-    CRASH_POINTS, Keep, ParquetConfig, ParquetSink, Report, StoreUrl, verify_store,
-};
+use weir_aggregator::sink::parquet::{Keep, ParquetConfig, ParquetSink, Report, StoreUrl, verify_store};
 use weir_common::id::uuid_text;
 use weir_integration_tests::duckdb::{DuckDb, number, read_all};
 use weir_integration_tests::process::{Process, free_address, holds_within, http_get, metric_sum, wait_for};
@@ -136,7 +134,14 @@ fn killed_at_every_step_of_a_cut() {
     let logs = TempDir::new().unwrap();
     let Some(s3) = S3::start(logs.path()) else { return };
     let counts: &[u32] = if scale().name == "soak" { &[1, 2, 3, 5, 7] } else { &[1, 2] };
-    for point in &CRASH_POINTS[..6] {
+    for point in [
+        "parquet.file_written",
+        "parquet.intent_synced",
+        "parquet.published_one",
+        "parquet.published_all",
+        "parquet.manifest_written",
+        "parquet.intent_removed",
+    ] {
         for count in counts {
             let next = 3 * u64::from(*count) + 2;
             let crash = format!("{point}:{count}");
@@ -156,9 +161,15 @@ fn killed_at_every_step_of_a_deletion() {
     let logs = TempDir::new().unwrap();
     let Some(s3) = S3::start(logs.path()) else { return };
     let next = 7;
-    for point in ["intent_synced", "removed_one", "published_all", "manifest_written", "intent_removed"] {
+    for point in [
+        "parquet.intent_synced",
+        "parquet.removed_one",
+        "parquet.published_all",
+        "parquet.manifest_written",
+        "parquet.intent_removed",
+    ] {
         for count in [2, 3] {
-            let crash = format!("parquet.{point}:{count}");
+            let crash = format!("{point}:{count}");
             let place = Place::new(&s3, crash.replace([':', '_'], "-"));
             // A budget that the first cut overdraws: the second commit is a deletion.
             let status = place.run(next, 50_000, Some(&crash));
