@@ -120,8 +120,15 @@ impl Viewer<'_> {
         }
         let mut position = end;
         loop {
+            let replies = self.replies.clone();
             let record = tokio::select! {
                 record = reader.next(position) => record,
+                // What passed is told once there is room for it, also when nothing comes after.
+                place = replies.reserve(), if self.missed > 0 => {
+                    let Ok(place) = place else { return };
+                    place.send(Ok(self.reply(Vec::new())));
+                    continue;
+                }
                 () = self.replies.closed() => return,
             };
             match record {
