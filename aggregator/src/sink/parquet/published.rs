@@ -3,6 +3,11 @@
 //! The store calls these in the order of a cut; `manifest` and `verify` read through it. Each step may have been done
 //! before. Temporary files, intent and lock are always local and not of this.
 
+#![cfg_attr(
+    not(feature = "cloud"),
+    expect(unused_imports, unused_variables, reason = "a folder needs less than a store of objects")
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
