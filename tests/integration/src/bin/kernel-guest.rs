@@ -23,6 +23,7 @@ const UDP: u8 = 17;
 /// First release without a lack, and the names that `weir-shipper check` prints.
 const LACKS: &[((u32, u32), &[&str])] = &[
     ((6, 16), &["current process in sock_ops"]),
+    ((6, 12), &["program link_ingress", "program link_egress"]),
     ((6, 11), &["program free"]),
     ((6, 6), &["pinned links at interfaces (TCX)"]),
     ((5, 15), &["network namespace in sock_ops"]),
