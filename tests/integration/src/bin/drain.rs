@@ -5,7 +5,7 @@
 //!   drain CGROUP PINS LOG die POINT  until the third time at POINT: `read`, `append` or `release`
 //!
 //! A line: source id, interval, connections opened and (packets, bytes) sent and answered, by the source's report; with
-//! DRAIN_LINK=<namespace's path>,<device> in the environment, by the records of that link.
+//! `DRAIN_LINK=<namespace's path>,<device>` in the environment, by the records of that link.
 
 use std::{
     env,
