@@ -54,6 +54,15 @@ pub(crate) fn print(data: &Path, of: &Of<'_>, script: &Path) -> anyhow::Result<(
     Ok(())
 }
 
+/// Asks the view `flow`, whatever is in it.
+const BYTES_BY_PROTOCOL: &str = "\
+.print
+.print Bytes by protocol
+SELECT protocol, sum(opened)::BIGINT AS connections, sum(src_packets + dst_packets)::BIGINT AS packets,
+       formatReadableSize(sum(src_bytes + dst_bytes)::BIGINT) AS bytes
+FROM flow GROUP BY protocol ORDER BY sum(src_bytes + dst_bytes) DESC;
+";
+
 /// The script; each statement after the view answers one question.
 fn of_host(data: &Path, since: &str) -> String {
     let glob = glob(data);
@@ -75,12 +84,7 @@ SELECT process, if(reporter = 'source', 'to ' || dst_ip, 'from ' || src_ip) AS p
        formatReadableSize(sum(if(reporter = 'source', dst_bytes, src_bytes))::BIGINT) AS received
 FROM flow GROUP BY ALL ORDER BY sum(src_bytes + dst_bytes) DESC, process, peer, port LIMIT 10;
 
-.print
-.print Bytes by protocol
-SELECT protocol, sum(opened)::BIGINT AS connections, sum(src_packets + dst_packets)::BIGINT AS packets,
-       formatReadableSize(sum(src_bytes + dst_bytes)::BIGINT) AS bytes
-FROM flow GROUP BY protocol ORDER BY sum(src_bytes + dst_bytes) DESC;
-
+{BYTES_BY_PROTOCOL}
 .print
 .print Failed connections
 SELECT process, dst_ip, dst_port, connect_error, count(*) AS times, max(end_time) AS last
@@ -114,12 +118,7 @@ SELECT src_ip, dst_ip, dst_port AS port, protocol, sum(opened)::BIGINT AS connec
        formatReadableSize(sum(src_bytes)::BIGINT) AS sent, formatReadableSize(sum(dst_bytes)::BIGINT) AS received
 FROM flow GROUP BY ALL ORDER BY sum(src_bytes + dst_bytes) DESC, src_ip, dst_ip, port LIMIT 10;
 
-.print
-.print Bytes by protocol
-SELECT protocol, sum(opened)::BIGINT AS connections, sum(src_packets + dst_packets)::BIGINT AS packets,
-       formatReadableSize(sum(src_bytes + dst_bytes)::BIGINT) AS bytes
-FROM flow GROUP BY protocol ORDER BY sum(src_bytes + dst_bytes) DESC;
-
+{BYTES_BY_PROTOCOL}
 .print
 .print Failed connections
 SELECT src_ip, dst_ip, dst_port, connect_error, count(*) AS times, max(end_time) AS last

@@ -18,6 +18,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context;
+use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tonic::Streaming;
@@ -38,6 +39,28 @@ pub(crate) fn run(arguments: &arguments::Up) -> anyhow::Result<u8> {
     })
 }
 
+/// A running aggregator, and everything that it journals.
+struct Watched {
+    service: Service,
+    /// What it wrote into its ready file.
+    ready: Value,
+    address: SocketAddr,
+    replies: Streaming<ObserveReply>,
+}
+
+impl Watched {
+    async fn start(config: &Value, folders: &Folders) -> anyhow::Result<Self> {
+        let (service, ready) = Service::start(adopt::AGGREGATOR, config, &folders.state).await?;
+        let address: SocketAddr = ready["grpc"]
+            .as_str()
+            .and_then(|text| text.parse().ok())
+            .context("the aggregator did not say where it listens")?;
+        let request = ObserveRequest { kinds: Vec::new(), last: 0, follow: true };
+        let replies = observe::connect_here(address, request).await?;
+        Ok(Self { service, ready, address, replies })
+    }
+}
+
 async fn up(arguments: &arguments::Up) -> anyhow::Result<u8> {
     let arguments::Up { data, pcap: _, abandon: _, duration, no_demo, interval, own } = arguments;
     let since = time::text_of_seconds(clock::now_ns().div_euclid(1_000_000_000));
@@ -53,13 +76,8 @@ async fn up(arguments: &arguments::Up) -> anyhow::Result<u8> {
     };
 
     let config = config::aggregator(&folders, &host::local_networks()?);
-    let (mut aggregator, ready) = Service::start(adopt::AGGREGATOR, &config, &folders.state).await?;
-    let address: SocketAddr = ready["grpc"]
-        .as_str()
-        .and_then(|text| text.parse().ok())
-        .context("the aggregator did not say where it listens")?;
-    let request = ObserveRequest { kinds: Vec::new(), last: 0, follow: true };
-    let mut replies = observe::connect_here(address, request).await?;
+    let Watched { service: mut aggregator, ready, address, mut replies } =
+        Watched::start(&config, &folders).await?;
 
     let config = config::shipper(&folders, address, interval.unwrap_or(INTERVAL));
     let unload = Unload { config: service::write_config("unload", &config, &folders.state)? };

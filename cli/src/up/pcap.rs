@@ -3,20 +3,18 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, stdin};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::Context;
 use serde_json::Value;
 use weir_common::exit;
-use weir_proto::v1::ObserveRequest;
 
 use super::config::{self, Folders};
 use super::live::Live;
 use super::service::{EndedEarly, Service};
-use super::{Stop, drain, metrics, watch};
-use crate::{adopt, arguments, observe, summary, units};
+use super::{Stop, Watched, drain, metrics, watch};
+use crate::{adopt, arguments, summary, units};
 
 pub(super) async fn replay(arguments: &arguments::Up) -> anyhow::Result<u8> {
     let arguments::Up { data, pcap, abandon, interval, duration: _, no_demo: _, own: _ } = arguments;
@@ -28,13 +26,8 @@ pub(super) async fn replay(arguments: &arguments::Up) -> anyhow::Result<u8> {
     let mut stop = Stop::listen()?;
     let folders = Folders::make(data).with_context(|| format!("make {}", data.display()))?;
     let config = config::aggregator_of_replay(&folders);
-    let (mut aggregator, ready) = Service::start(adopt::AGGREGATOR, &config, &folders.state).await?;
-    let address: SocketAddr = ready["grpc"]
-        .as_str()
-        .and_then(|text| text.parse().ok())
-        .context("the aggregator did not say where it listens")?;
-    let request = ObserveRequest { kinds: Vec::new(), last: 0, follow: true };
-    let mut replies = observe::connect_here(address, request).await?;
+    let Watched { service: mut aggregator, ready, address, mut replies } =
+        Watched::start(&config, &folders).await?;
 
     let config = config::shipper_of_replay(&folders, address, *interval);
     let mut words: Vec<OsString> = vec!["replay".into()];
