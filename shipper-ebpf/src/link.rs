@@ -168,7 +168,8 @@ fn follow(key: &LinkKey, entry: Option<*mut LinkValue>, parsed: &Packet, directi
     }
     let Some(meta) = meta else {
         count(COUNTER_META_FULL);
-        return 0;
+        // Nothing else would know that a connection began; a SYN that is sent again counts again.
+        return u32::from(key.flow.protocol == TCP && parsed.flags & (FLAG_SYN | FLAG_ACK) == FLAG_SYN);
     };
     // SAFETY: the pointers are into maps.
     unsafe {

@@ -177,6 +177,33 @@ fn links_with_the_same_index_in_two_namespaces_do_not_collide() {
 }
 
 #[test]
+fn more_flows_than_can_be_followed_are_counted_and_opened() {
+    if !kernel_tests_possible() {
+        return;
+    }
+    let scene = Scene::forwarded();
+    let router = scene.router.as_ref().unwrap();
+    let mut capture = TestCapture::with(&scene.pods, |config| {
+        config.interfaces = Some(InterfaceConfig {
+            links: vec![LinkPattern::Name("w*".to_owned())],
+            namespaces: vec![router.host.path()],
+            meta_entries: 64,
+            ..InterfaceConfig::default()
+        });
+    });
+    let _server = scene.serve(TRAFFIC, "serve-tcp 10.9.2.2:80 2");
+    scene.connect(TRAFFIC, "connect-tcp 10.9.2.2:80 500 200 400 2").wait(TRAFFIC_MAX, || {});
+    capture.finish();
+    assert!(capture.counter("meta_full") > 0);
+    for device in [&router.inside, &router.outside] {
+        let records: Vec<_> =
+            capture.link(&router.host, device).filter(|record| record.protocol == TCP).collect();
+        assert_eq!(sent_of(TCP, records.iter().copied()), scene.wire("tcp"), "{device}");
+        assert_eq!(opened_of(records.iter().copied()), 500, "{device}");
+    }
+}
+
+#[test]
 fn programs_are_replaced_under_traffic() {
     if !kernel_tests_possible() {
         return;
